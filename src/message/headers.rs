@@ -1,0 +1,157 @@
+//! Headers as they were on the wire: an ordered list of names and bytes, kept in one buffer.
+//!
+//! The buffer is a sequence of `name length: u16 LE, value length: u32 LE, name, value`. It is what an
+//! adapter fills from the broker's own form, what SQLite stores, and what decode reads, without an
+//! allocation a header.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// An ordered multimap of header names (UTF-8, case kept) to bytes; cheap to clone.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(Bytes);
+
+impl Headers {
+    /// No headers.
+    pub const fn new() -> Self {
+        Self(Bytes::new())
+    }
+
+    /// Takes a buffer in the form described in the module's documentation, or says that it is torn.
+    pub fn from_buffer(buffer: Bytes) -> Option<Self> {
+        let mut rest = &buffer[..];
+        while !rest.is_empty() {
+            let (name, _, tail) = split_first(rest)?;
+            std::str::from_utf8(name).ok()?;
+            rest = tail;
+        }
+        Some(Self(buffer))
+    }
+
+    /// The buffer, to be stored and given to [`Headers::from_buffer`] again.
+    pub fn as_buffer(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Names and values in the order they were written.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let mut rest = &self.0[..];
+        std::iter::from_fn(move || {
+            let (name, value, tail) = split_first(rest)?;
+            rest = tail;
+            // Both constructors admit only UTF-8 names, so the default is never taken.
+            Some((std::str::from_utf8(name).unwrap_or_default(), value))
+        })
+    }
+
+    /// Names and values as slices of the shared buffer; for decode, which keeps some of them.
+    pub(crate) fn iter_shared(&self) -> impl Iterator<Item = (&[u8], Bytes)> {
+        let mut offset = 0;
+        std::iter::from_fn(move || {
+            let (name, value, _) = split_first(&self.0[offset..])?;
+            let start = offset + PREFIX + name.len();
+            offset = start + value.len();
+            Some((name, self.0.slice(start..offset)))
+        })
+    }
+
+    /// The first value under `name`, which is compared exactly.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.iter().find(|(n, _)| *n == name).map(|(_, v)| v)
+    }
+
+    /// The first value under `name` whatever its case, where it is UTF-8.
+    pub fn get_str_ignore_case(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).and_then(|(_, v)| std::str::from_utf8(v).ok())
+    }
+
+    /// Bytes used.
+    pub fn size(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl std::fmt::Debug for Headers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.iter().map(|(n, v)| (n, String::from_utf8_lossy(v).into_owned()))).finish()
+    }
+}
+
+impl<N: AsRef<str>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        let mut builder = Builder::default();
+        for (name, value) in pairs {
+            builder.push(name.as_ref(), value.as_ref());
+        }
+        builder.finish()
+    }
+}
+
+/// Fills [`Headers`]. An adapter may fill many from one buffer: [`Builder::finish`] splits off what was
+/// pushed since the last call, so that a whole batch shares one allocation.
+#[derive(Default)]
+pub struct Builder(BytesMut);
+
+impl Builder {
+    /// A builder with room for `bytes`.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(BytesMut::with_capacity(bytes))
+    }
+
+    /// Adds a header. A name longer than 65,535 bytes is cut at a character; nobody writes such.
+    pub fn push(&mut self, name: &str, value: &[u8]) {
+        let mut end = name.len().min(usize::from(u16::MAX));
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        let value = &value[..value.len().min(u32::MAX as usize)];
+        self.0.put_u16_le(end as u16);
+        self.0.put_u32_le(value.len() as u32);
+        self.0.put_slice(&name.as_bytes()[..end]);
+        self.0.put_slice(value);
+    }
+
+    /// What was pushed since the last call.
+    pub fn finish(&mut self) -> Headers {
+        Headers(self.0.split().freeze())
+    }
+}
+
+const PREFIX: usize = 6;
+
+fn split_first(rest: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (prefix, tail) = rest.split_first_chunk::<PREFIX>()?;
+    let name_len = usize::from(u16::from_le_bytes([prefix[0], prefix[1]]));
+    let value_len = u32::from_le_bytes([prefix[2], prefix[3], prefix[4], prefix[5]]) as usize;
+    let (name, tail) = tail.split_at_checked(name_len)?;
+    let (value, tail) = tail.split_at_checked(value_len)?;
+    Some((name, value, tail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pairs_round_trip(pairs in proptest::collection::vec((".{0,20}", proptest::collection::vec(any::<u8>(), 0..30)), 0..8)) {
+            let headers: Headers = pairs.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+            let again = Headers::from_buffer(headers.as_buffer().clone()).expect("whole");
+            let read: Vec<_> = again.iter().map(|(n, v)| (n.to_owned(), v.to_vec())).collect();
+            prop_assert_eq!(read, pairs);
+        }
+
+        #[test]
+        fn torn_buffers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Some(headers) = Headers::from_buffer(Bytes::from(bytes)) {
+                for _ in headers.iter() {}
+                for _ in headers.iter_shared() {}
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Time: a wall clock that tests can stop, and the units that configuration is written in.
+//!
+//! Due times and ages are wall-clock milliseconds ([`Timestamp`]); leases and timeouts use
+//! [`tokio::time::Instant`], which a step of the wall clock does not touch.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since the Unix epoch, UTC. What every record, header and column of ours stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// From milliseconds since the Unix epoch.
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// This time plus `delay`, rounded up to the millisecond so that nothing is ever early.
+    pub fn after(self, delay: Duration) -> Self {
+        let millis = delay.as_nanos().div_ceil(1_000_000);
+        Self(self.0.saturating_add(i64::try_from(millis).unwrap_or(i64::MAX)))
+    }
+
+    /// How long before `later` this was; zero when it was not.
+    pub fn until(self, later: Timestamp) -> Duration {
+        Duration::from_millis(later.0.saturating_sub(self.0).max(0) as u64)
+    }
+
+    /// RFC 3339, UTC, milliseconds: `2026-11-21T10:00:00.000Z`.
+    pub fn to_rfc3339(self) -> String {
+        self.to_string()
+    }
+
+    /// Parses RFC 3339 with any offset; sub-millisecond digits round up (never early).
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let instant: jiff::Timestamp = text.trim().parse().ok()?;
+        let nanos = instant.as_nanosecond();
+        i64::try_from(nanos.div_euclid(1_000_000) + i128::from(nanos.rem_euclid(1_000_000) > 0)).ok().map(Self)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(instant) => write!(f, "{instant:.3}"),
+            Err(_) => write!(f, "{}ms", self.0),
+        }
+    }
+}
+
+/// Where the wall-clock time comes from.
+#[derive(Clone, Debug, Default)]
+pub enum Clock {
+    /// The machine's clock.
+    #[default]
+    System,
+    /// Follows tokio's clock, which `tokio::time::pause` stops, from a fixed wall time.
+    Tokio {
+        /// The wall time at `since`.
+        base: Timestamp,
+        /// When `base` was.
+        since: tokio::time::Instant,
+    },
+}
+
+impl Clock {
+    /// A clock that starts now and follows tokio's.
+    pub fn tokio() -> Self {
+        Self::Tokio { base: Self::System.now(), since: tokio::time::Instant::now() }
+    }
+
+    /// The wall-clock time.
+    pub fn now(&self) -> Timestamp {
+        match self {
+            Self::System => Timestamp(match SystemTime::now().duration_since(UNIX_EPOCH) {
+                Ok(since) => since.as_millis() as i64,
+                Err(before) => -(before.duration().as_millis() as i64),
+            }),
+            Self::Tokio { base, since } => base.after(since.elapsed()),
+        }
+    }
+}
+
+/// Parses a duration as configuration writes it: whole numbers with `ms`, `s`, `m`, `h` or `d`,
+/// which add up (`"1h30m"`).
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let expected = || format!("expected a duration such as \"500ms\", \"30s\" or \"1h30m\", found {text:?}");
+    let mut rest = text.trim();
+    if rest.is_empty() {
+        return Err(expected());
+    }
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let number: u64 = rest[..digits].parse().map_err(|_| expected())?;
+        rest = &rest[digits..];
+        let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
+        let millis: u64 = match &rest[..letters] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(expected()),
+        };
+        rest = &rest[letters..];
+        total = number
+            .checked_mul(millis)
+            .and_then(|millis| total.checked_add(Duration::from_millis(millis)))
+            .ok_or_else(expected)?;
+    }
+    Ok(total)
+}
+
+/// Writes a duration as [`parse_duration`] reads it, in the largest units that are exact.
+pub fn format_duration(duration: Duration) -> String {
+    let mut millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    let mut text = String::new();
+    for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+        if millis >= size {
+            text.push_str(&format!("{}{unit}", millis / size));
+            millis %= size;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations_add_up() {
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        for bad in ["", "5", "s", "1.5s", "-1s", "1w", "1 s", "99999999999999999999d"] {
+            assert!(parse_duration(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn rfc3339_is_never_early() {
+        let parsed = Timestamp::parse_rfc3339("2026-11-21T12:00:00.0001+02:00").expect("valid");
+        assert_eq!(parsed.to_rfc3339(), "2026-11-21T10:00:00.001Z");
+    }
+
+    proptest! {
+        #[test]
+        fn durations_round_trip(millis in 0u64..10_000_000_000_000) {
+            let duration = Duration::from_millis(millis);
+            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn timestamps_round_trip(millis in 0i64..4_000_000_000_000) {
+            let at = Timestamp::from_millis(millis);
+            prop_assert_eq!(Timestamp::parse_rfc3339(&at.to_rfc3339()), Some(at));
+        }
+
+        #[test]
+        fn parsing_never_panics(text in ".{0,40}") {
+            let _ = parse_duration(&text);
+            let _ = Timestamp::parse_rfc3339(&text);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The worker: receive -> decode -> admit -> execute -> decide -> settle.
+
+pub mod handle;
+pub mod retry;
