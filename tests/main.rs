@@ -1,0 +1,1 @@
+//! One integration binary: behaviour against real servers. Each module is one subject.
