@@ -498,6 +498,8 @@ pub struct QueueStatus {
     pub running: Option<u64>,
     /// Waiting for their next attempt.
     pub retrying: Option<u64>,
+    /// When the earliest of those that wait for their next attempt is due; `None` also where none waits.
+    pub retry_due: Option<Timestamp>,
     /// Enqueued for later.
     pub scheduled: Option<u64>,
     /// Dead letters.
