@@ -10,6 +10,9 @@ use crate::handler::http;
 use crate::message::{JobName, Namespace, QueueName, Topic};
 use crate::worker::retry;
 
+/// `[log]`
+pub use crate::telemetry::log::{Config as Log, Format as LogFormat};
+
 /// A configuration that was checked: whatever it says can be done.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -103,27 +106,6 @@ pub struct Admin {
     pub listen_set: bool,
     /// Tokens, one a line.
     pub token_file: Option<PathBuf>,
-}
-
-/// `[log]`
-#[derive(Clone, Debug)]
-pub struct Log {
-    /// A level, or a `tracing` filter.
-    pub level: String,
-    /// How lines look.
-    pub format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum LogFormat {
-    /// Pretty on a terminal, JSON elsewhere.
-    #[default]
-    Auto,
-    /// For people.
-    Pretty,
-    /// An object a line.
-    Json,
 }
 
 /// The address without its password.

@@ -4,4 +4,5 @@
 //! local to whoever counts, and is flushed once a batch.
 
 pub mod events;
+pub mod log;
 pub mod meter;
