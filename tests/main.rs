@@ -1,1 +1,6 @@
 //! One integration binary: behaviour against real servers. Each module is one subject.
+
+// A test says what must hold; `expect` and `unwrap` are how it says so.
+#![allow(clippy::unwrap_used)]
+
+mod support;
