@@ -1,8 +1,19 @@
 //! What operators see: log lines and metrics.
 //!
-//! [`events`] is the catalogue: one struct is one log line and its metrics. [`meter`] counts jobs on the hot path,
-//! local to whoever counts, and is flushed once a batch.
+//! - [`meter`] counts jobs on the hot path, local to whoever counts, and is flushed once a batch;
+//! - [`histogram`] holds durations in fixed buckets, so that memory does not grow with the number of jobs;
+//! - [`exposition`] is all of it in Prometheus' text format;
+//! - [`events`] is the catalogue: one struct is one log line;
+//! - [`log`] decides where lines go and how they look.
+//!
+//! Nothing here knows a broker: what a broker holds is handed in by whoever asked it ([`exposition::set_depths`]).
+
+pub mod meter;
+
+pub mod histogram;
+
+pub mod exposition;
 
 pub mod events;
+
 pub mod log;
-pub mod meter;
