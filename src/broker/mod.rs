@@ -16,7 +16,11 @@
 //! - **Crashes.** The adapter counts them and says so by [`Delivery::suspect`] and [`Delivery::condemned`].
 
 pub mod delivery;
+pub mod fingerprint;
+pub mod letter;
 mod memory;
+pub mod redrive;
+pub mod selector;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
