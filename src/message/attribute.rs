@@ -45,8 +45,14 @@ pub const UNROUTABLESINCE: &str = "unroutablesince";
 pub const ORIGIN: &str = "origin";
 /// Ours: the topic of the original.
 pub const TOPIC: &str = "topic";
+/// Ours: the event's id, where the original has none of its own.
+pub const EVENTID: &str = "eventid";
+/// Ours: the event's source, likewise.
+pub const EVENTSOURCE: &str = "eventsource";
 /// Dead letter: a [`Reason`](super::Reason).
 pub const DLQREASON: &str = "dlqreason";
+/// Dead letter: the job that ran or would have run.
+pub const DLQJOB: &str = "dlqjob";
 /// Dead letter and retry: low-cardinality error name.
 pub const DLQERRORTYPE: &str = "dlqerrortype";
 /// Dead letter and retry: the error, at most 1 KiB.
@@ -74,7 +80,7 @@ pub const DLQREPLAYS: &str = "dlqreplays";
 pub const KEPT: &str = "windlass-orig-";
 
 /// Every attribute name of ours.
-pub const OURS: [&str; 20] = [
+pub const OURS: [&str; 23] = [
     RECORD,
     JOB,
     ATTEMPT,
@@ -83,7 +89,10 @@ pub const OURS: [&str; 20] = [
     UNROUTABLESINCE,
     ORIGIN,
     TOPIC,
+    EVENTID,
+    EVENTSOURCE,
     DLQREASON,
+    DLQJOB,
     DLQERRORTYPE,
     DLQERROR,
     DLQATTEMPTS,
