@@ -48,15 +48,27 @@ impl Headers {
         })
     }
 
-    /// Names and values as slices of the shared buffer; for decode, which keeps some of them.
-    pub(crate) fn iter_shared(&self) -> impl Iterator<Item = (&[u8], Bytes)> {
+    /// Names and where their values stand in the buffer; for decode, which shares some of them.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (&[u8], Span)> {
+        let mut rest = &self.0[..];
         let mut offset = 0;
         std::iter::from_fn(move || {
-            let (name, value, _) = split_first(&self.0[offset..])?;
+            let (name, value, tail) = split_first(rest)?;
             let start = offset + PREFIX + name.len();
             offset = start + value.len();
-            Some((name, self.0.slice(start..offset)))
+            rest = tail;
+            Some((name, Span { start, end: offset }))
         })
+    }
+
+    /// The bytes of a value.
+    pub(crate) fn value(&self, span: Span) -> &[u8] {
+        &self.0[span.start..span.end]
+    }
+
+    /// The same, sharing the buffer.
+    pub(crate) fn share(&self, span: Span) -> Bytes {
+        self.0.slice(span.start..span.end)
     }
 
     /// The first value under `name`, which is compared exactly.
@@ -89,6 +101,13 @@ impl<N: AsRef<str>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
         }
         builder.finish()
     }
+}
+
+/// Where a value stands in the buffer of [`Headers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    start: usize,
+    end: usize,
 }
 
 /// Fills [`Headers`]. An adapter may fill many from one buffer: [`Builder::finish`] splits off what was
@@ -150,7 +169,9 @@ mod tests {
         fn torn_buffers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Some(headers) = Headers::from_buffer(Bytes::from(bytes)) {
                 for _ in headers.iter() {}
-                for _ in headers.iter_shared() {}
+                for (_, span) in headers.spans() {
+                    prop_assert_eq!(&headers.share(span)[..], headers.value(span));
+                }
             }
         }
     }

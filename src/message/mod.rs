@@ -16,9 +16,15 @@
 //! | replay | put a dead letter back on its queue |
 
 pub mod attribute;
-mod cloudevents;
-mod decode;
 pub mod headers;
+
+mod decode;
+pub use decode::{Malformed, decode};
+
+pub mod cloudevents;
+mod event;
+pub use event::{Event, Mode, guess_content_type};
+
 pub mod record;
 
 use std::fmt;
@@ -27,7 +33,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use decode::{Malformed, decode};
 pub use headers::Headers;
 
 use crate::time::Timestamp;
@@ -102,6 +107,11 @@ impl fmt::Display for Origin {
 pub struct Text(Bytes);
 
 impl Text {
+    /// Text that is part of the program.
+    pub const fn from_static(text: &'static str) -> Self {
+        Self(Bytes::from_static(text.as_bytes()))
+    }
+
     /// Shares `bytes` where they are UTF-8.
     pub fn from_utf8(bytes: Bytes) -> Option<Self> {
         std::str::from_utf8(&bytes).ok()?;
@@ -112,6 +122,12 @@ impl Text {
     pub fn as_str(&self) -> &str {
         // Checked once in the constructors; the bytes are immutable.
         std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl serde::Serialize for Text {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
     }
 }
 
@@ -156,35 +172,6 @@ impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.as_str().fmt(f)
     }
-}
-
-/// A decoded event: CloudEvents 1.0 attributes and the body that a job reads.
-#[derive(Clone, Debug)]
-pub struct Event {
-    /// `id`; of a plain message `nats:STREAM:SEQ` and the like, the same at each delivery.
-    pub id: Text,
-    /// `source`; of a plain message `sqlite://TOPIC` and the like.
-    pub source: Text,
-    /// `type`; of a plain message the topic.
-    pub kind: Text,
-    /// `datacontenttype`, where one was given.
-    pub content_type: Option<Text>,
-    /// The ordering key: the record's own, else `partitionkey`.
-    pub key: Option<Bytes>,
-    /// `expirytime`: not to be started after this.
-    pub expires: Option<Timestamp>,
-    /// The topic it was published to; `None` for a job enqueued for one queue.
-    pub topic: Option<Arc<str>>,
-    /// All headers as on the wire.
-    pub headers: Headers,
-    /// Further attributes (`subject`, `time`, `dataschema`, extensions), by lower-case name, where they are
-    /// not in the headers in plain form: those of a structured event, those that were percent-encoded.
-    pub attributes: Vec<(Text, Text)>,
-    /// What the job reads: the body in binary and plain mode, `data` or the decoded `data_base64` of a
-    /// structured event. Empty where there is none.
-    pub data: Bytes,
-    /// How `headers` spell attributes.
-    pub binding: Binding,
 }
 
 /// A name whose form was checked; the doc comment of each says the form.
