@@ -124,6 +124,13 @@ impl Context {
         self.0.cancelled.get_or_init(CancellationToken::new).clone()
     }
 
+    /// Cancels the attempt; whether the handler watches for it.
+    pub(crate) fn cancel(&self) -> bool {
+        let watched = self.0.cancelled.get().is_some();
+        self.0.cancelled.get_or_init(CancellationToken::new).cancel();
+        watched
+    }
+
     /// A client for publishing and enqueueing.
     pub fn client(&self) -> &Client {
         &self.0.shared.client

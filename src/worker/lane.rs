@@ -1,0 +1,496 @@
+//! A lane: one of a queue's tasks that receive, start and settle. The story of a delivery is read here.
+//!
+//! A queue has as many lanes as the machine has cores (or the queue slots). They share the source, one receiving at
+//! a time, and what is in hand. A job that is done at its first poll costs no task; one that pends, or whose first
+//! polls take long, becomes one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::execute::{self, Attempt};
+use super::outcome::Outcome;
+use super::pool::{Queue, Taken};
+use super::retry::{self, Facts};
+use super::route::Route;
+use super::settle;
+use crate::broker::{Delivery, Disposition, Lane as LaneName, Settlement};
+use crate::handler::{Context, Threading};
+use crate::message::{Event, decode};
+use crate::telemetry::events;
+use crate::telemetry::meter::{JobTally, Why};
+use crate::time::Timestamp;
+
+/// Deliveries started between two looks at what else there is to do.
+const CHUNK: usize = 16;
+/// How long a paused queue waits before it looks again by itself.
+const PAUSED_LOOK: Duration = Duration::from_millis(100);
+/// How long what is in hand without a slot waits before it looks again by itself.
+const BLOCKED_LOOK: Duration = Duration::from_millis(10);
+/// Full for so long is worth saying.
+const FULL_FOR: Duration = Duration::from_millis(50);
+
+/// One of a queue's lanes.
+pub struct Lane {
+    queue: Arc<Queue>,
+    tallies: Vec<JobTally>,
+    chunk: usize,
+}
+
+/// A chunk of deliveries on their way, with what they share.
+struct Chunk {
+    settlements: Vec<Settlement>,
+    bytes: usize,
+    slots: usize,
+    fresh: usize,
+    retry: usize,
+    /// When the job that starts next starts: the end of the one before.
+    instant: Instant,
+    wall: Timestamp,
+    began: Instant,
+}
+
+impl Chunk {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(
+            self.wall.as_millis() + self.instant.saturating_duration_since(self.began).as_millis() as i64,
+        )
+    }
+}
+
+impl Lane {
+    /// A lane of `queue`.
+    pub fn new(queue: Arc<Queue>) -> Self {
+        let tallies = queue.routes.all().iter().map(|route| queue.meter.tally(&route.job)).collect();
+        let chunk = CHUNK.min(queue.spec.slots.get().div_ceil(4));
+        Self { queue, tallies, chunk }
+    }
+
+    /// Works until intake ends.
+    pub async fn run(mut self) {
+        let intake = self.queue.pool.shutdown.intake.clone();
+        while !intake.is_cancelled() {
+            match self.queue.take_ready(self.chunk) {
+                Taken::Some(ready) => {
+                    self.start(ready);
+                    tokio::task::yield_now().await;
+                }
+                // Leaving first: a source that always has something must not keep it from being seen.
+                Taken::Nothing => tokio::select! {
+                    biased;
+                    () = intake.cancelled() => break,
+                    () = receive(&self.queue) => {}
+                },
+                Taken::Blocked => tokio::select! {
+                    biased;
+                    () = intake.cancelled() => break,
+                    () = self.queue.pool.changed(|| false) => {}
+                    () = tokio::time::sleep(BLOCKED_LOOK) => {}
+                },
+            }
+        }
+    }
+
+    /// Starts deliveries that have their slots; settles those that are done at once.
+    fn start(&mut self, ready: Vec<Delivery>) {
+        let began = Instant::now();
+        let mut chunk = Chunk {
+            settlements: Vec::with_capacity(ready.len()),
+            bytes: 0,
+            slots: 0,
+            fresh: 0,
+            retry: 0,
+            instant: began,
+            wall: self.queue.pool.clock.now(),
+            began,
+        };
+        for delivery in ready {
+            if delivery.suspect || delivery.needs_mark {
+                tokio::spawn(self.queue.pool.tasks.track_future(run_marked(self.queue.clone(), delivery)));
+            } else {
+                self.start_one(delivery, &mut chunk);
+            }
+        }
+        for tally in &mut self.tallies {
+            tally.flush();
+        }
+        self.queue.lanes_done(chunk.fresh, chunk.retry);
+        self.queue.pool.give(self.queue.index, chunk.slots);
+        if !chunk.settlements.is_empty() {
+            settle::batch(&self.queue, chunk.settlements, chunk.bytes);
+        }
+    }
+
+    fn start_one(&mut self, delivery: Delivery, chunk: &mut Chunk) {
+        let now = chunk.now();
+        let prepared = prepare(&self.queue, &delivery, now, chunk.instant);
+        let (route, cx) = match prepared {
+            Ok(prepared) => prepared,
+            Err(refused) => {
+                let job = self.queue.routes.default();
+                let route = refused.route.as_ref().unwrap_or(job);
+                let wait = delivery.ready_at().until(now);
+                self.tallies[route.index].record(refused.outcome.label(), wait, Duration::ZERO);
+                let Refused { outcome, event, .. } = refused;
+                chunk.push(conclude(&self.queue, route, delivery, &outcome, event.as_ref().map(|e| &*e.id), now));
+                return;
+            }
+        };
+        if route.threading == Threading::Blocking || route.first_poll().is_rude() {
+            spawn(self.queue.clone(), route, delivery, cx, None, chunk.instant);
+            return;
+        }
+        let polled = Attempt::new(&route, cx.clone()).and_then(Attempt::poll_once);
+        let end = Instant::now();
+        let took = end - chunk.instant;
+        route.first_poll().observe(took);
+        match polled {
+            Ok(pending) => spawn(self.queue.clone(), route, delivery, cx, Some(pending), chunk.instant),
+            Err(outcome) => {
+                let wait = delivery.ready_at().until(now);
+                self.tallies[route.index].record(outcome.label(), wait, took);
+                chunk.instant = end;
+                let ended = chunk.now();
+                if matches!(outcome, Outcome::Done) {
+                    self.queue.succeeded(ended);
+                }
+                chunk.push(conclude(&self.queue, &route, delivery, &outcome, Some(cx.event_id()), ended));
+            }
+        }
+        chunk.instant = end;
+    }
+}
+
+impl Chunk {
+    fn push(&mut self, settlement: Settlement) {
+        self.slots += 1;
+        match settlement.delivery.lane() {
+            LaneName::Fresh => self.fresh += 1,
+            LaneName::Retry => self.retry += 1,
+        }
+        self.bytes += settlement.delivery.message.size();
+        self.settlements.push(settlement);
+    }
+}
+
+/// Waits for room, then for deliveries.
+async fn receive(queue: &Arc<Queue>) {
+    let mut source = queue.source.lock().await;
+    if queue.has_ready() {
+        return;
+    }
+    let credit = match queue.credit() {
+        Ok(credit) => credit,
+        Err(why) => {
+            drop(source);
+            wait_for_room(queue, why).await;
+            return;
+        }
+    };
+    queue.meter.set_paused(Why::Full, false);
+    let reserved = Reserved { queue, jobs: credit.jobs };
+    // What arrived first: a change of the pool only shortens the wait.
+    let answer = tokio::select! {
+        biased;
+        answer = source.receive(credit) => Some(answer),
+        () = give_way(queue, credit.jobs) => None,
+    };
+    match answer {
+        Some(Ok(deliveries)) => {
+            queue.consuming.store(true, Ordering::Release);
+            let redelivered = deliveries.iter().filter(|d| d.suspect || d.needs_mark).count();
+            if redelivered > 0 {
+                queue.meter.add_redeliveries(redelivered as u64);
+            }
+            reserved.received(deliveries);
+        }
+        Some(Err(error)) => {
+            drop(reserved);
+            queue.consuming.store(false, Ordering::Release);
+            events::ReceiveFailed { queue: queue.name(), error: &error }.emit();
+            drop(source);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        None => reserved.received(Vec::new()),
+    }
+}
+
+/// Slots held for a credit; dropped with the receiving (a drain, another queue's need), they go back.
+struct Reserved<'a> {
+    queue: &'a Arc<Queue>,
+    jobs: usize,
+}
+
+impl Reserved<'_> {
+    fn received(self, deliveries: Vec<Delivery>) {
+        let jobs = self.jobs;
+        let queue = self.queue;
+        std::mem::forget(self);
+        queue.received(jobs, deliveries);
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.queue.received(self.jobs, Vec::new());
+    }
+}
+
+/// Resolves when another queue is hungry and this one waits with more credit than its first slot, or when intake is
+/// paused.
+async fn give_way(queue: &Arc<Queue>, jobs: usize) {
+    let pool = &queue.pool;
+    let must = || {
+        (jobs > 1 && pool.admission(|admission| admission.wanted_by_others(queue.index))) || queue.paused().is_some()
+    };
+    // A source that waits a moment with its credit is no idle one.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    while !must() {
+        tokio::select! {
+            biased;
+            () = pool.changed(must) => {}
+            () = tokio::time::sleep(Duration::from_millis(250)) => {}
+        }
+    }
+}
+
+/// Intake stops until there is room, and says so once it has lasted.
+async fn wait_for_room(queue: &Arc<Queue>, why: Why) {
+    let pool = &queue.pool;
+    let room = || match why {
+        Why::Full | Why::Bytes => {
+            queue.paused().is_none()
+                && pool.admission(|admission| {
+                    admission.bytes_left() > 0 && admission.used(queue.index) < admission.limit(queue.index)
+                })
+                && queue.unconfirmed() < queue.settler.unconfirmed_limit()
+        }
+        _ => queue.paused().is_none(),
+    };
+    let since = Instant::now();
+    let mut said = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = pool.changed(room) => {}
+            () = tokio::time::sleep(if said { PAUSED_LOOK } else { FULL_FOR }) => {}
+        }
+        if !said && since.elapsed() >= FULL_FOR {
+            said = true;
+            queue.meter.set_paused(why, true);
+            events::IntakePaused { queue: queue.name(), why }.emit();
+        }
+        // A shared slot may be another queue's by right: whether one is ours only taking it tells.
+        if room() || (why == Why::Full && since.elapsed() >= PAUSED_LOOK) {
+            break;
+        }
+    }
+    if said {
+        queue.meter.set_paused(why, false);
+        events::IntakeResumed { queue: queue.name(), why, after: since.elapsed() }.emit();
+    }
+}
+
+/// Why a delivery is not run.
+struct Refused {
+    outcome: Outcome,
+    event: Option<Event>,
+    route: Option<Arc<Route>>,
+}
+
+/// Decode and route: the context of a run, or the outcome of a delivery that must not run.
+fn prepare(
+    queue: &Queue,
+    delivery: &Delivery,
+    now: Timestamp,
+    start: Instant,
+) -> Result<(Arc<Route>, Context), Refused> {
+    let origin = delivery.origin();
+    let record = delivery.record.as_deref();
+    let event = match decode(&delivery.message, &origin, record) {
+        Ok(event) => event,
+        Err(malformed) => {
+            return Err(Refused { outcome: Outcome::Malformed(malformed.0), event: None, route: None });
+        }
+    };
+    let Some(route) = queue.routes.find(record.and_then(|record| record.job.as_ref())) else {
+        return Err(Refused { outcome: Outcome::Unroutable, event: Some(event), route: None });
+    };
+    let refuse = |outcome, event| Err(Refused { outcome, event: Some(event), route: Some(route.clone()) });
+    if delivery.condemned {
+        return refuse(Outcome::Crashed, event);
+    }
+    if event.expires.is_some_and(|expires| expires <= now) {
+        return refuse(Outcome::Expired, event);
+    }
+    let deadline = start.checked_add(route.timeout);
+    let cx = Context::new(
+        event,
+        route.job.clone(),
+        delivery.attempt(),
+        route.policy.attempts.get(),
+        deadline,
+        false,
+        route.shared.clone(),
+    );
+    Ok((route.clone(), cx))
+}
+
+/// A run becomes a task, with its slot.
+fn spawn(
+    queue: Arc<Queue>,
+    route: Arc<Route>,
+    delivery: Delivery,
+    cx: Context,
+    pending: Option<Attempt>,
+    start: Instant,
+) {
+    let tasks = queue.pool.tasks.clone();
+    tokio::spawn(tasks.track_future(async move {
+        run(&queue, &route, delivery, cx, pending, start).await;
+    }));
+}
+
+/// Runs a delivery whose start must be stored first, and a suspect with no other suspect beside it.
+async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
+    let shutdown = &queue.pool.shutdown;
+    let suspect = delivery.suspect;
+    let alone = if suspect && !delivery.condemned {
+        // Leaving first: what has not started is given back at once.
+        tokio::select! {
+            biased;
+            () = shutdown.intake.cancelled() => None,
+            alone = queue.pool.isolation.acquire() => alone.ok(),
+        }
+    } else {
+        None
+    };
+    let may_run = if suspect && !delivery.condemned && alone.is_none() {
+        false
+    } else if delivery.condemned || !delivery.needs_mark {
+        true
+    } else {
+        queue.settler.mark(&[&delivery]).await == [true]
+    };
+    if may_run {
+        if suspect {
+            events::Isolated { queue: queue.name(), attempt: delivery.attempt().get() }.emit();
+        }
+        let start = Instant::now();
+        let now = queue.pool.clock.now();
+        match prepare(&queue, &delivery, now, start) {
+            Ok((route, cx)) => run(&queue, &route, delivery, cx, None, start).await,
+            Err(Refused { outcome, event, route }) => {
+                let route = route.as_ref().unwrap_or_else(|| queue.routes.default()).clone();
+                let id = event.as_ref().map(|event| &*event.id);
+                finish(&queue, &route, delivery, &outcome, id, start, now).await;
+            }
+        }
+    } else {
+        let (lane, bytes) = (delivery.lane(), delivery.message.size());
+        drop(delivery);
+        queue.lane_done(lane);
+        queue.pool.give(queue.index, 1);
+        queue.pool.remove_bytes(bytes);
+    }
+    drop(alone);
+    if suspect {
+        queue.suspect_done();
+    }
+}
+
+/// Drives one attempt to its outcome and settles it.
+async fn run(
+    queue: &Arc<Queue>,
+    route: &Route,
+    delivery: Delivery,
+    cx: Context,
+    pending: Option<Attempt>,
+    start: Instant,
+) {
+    let now = queue.pool.clock.now();
+    let outcome = {
+        let _entry = queue.running.enter(cx.clone(), start);
+        let attempt = match pending {
+            Some(pending) => Ok(pending),
+            None if route.threading == Threading::Blocking => Attempt::new(route, cx.clone()),
+            None => {
+                let polled = Attempt::new(route, cx.clone()).and_then(Attempt::poll_once);
+                route.first_poll().observe(start.elapsed());
+                polled
+            }
+        };
+        match attempt {
+            Ok(attempt) => execute::drive(queue, route, attempt, &cx, execute::lost(queue, &delivery)).await,
+            Err(outcome) => outcome,
+        }
+    };
+    if matches!(outcome, Outcome::Done) {
+        queue.succeeded(queue.pool.clock.now());
+    }
+    finish(queue, route, delivery, &outcome, Some(cx.event_id()), start, now).await;
+}
+
+/// The handler has ended: its slot is free, then its outcome is settled.
+async fn finish(
+    queue: &Arc<Queue>,
+    route: &Route,
+    delivery: Delivery,
+    outcome: &Outcome,
+    event_id: Option<&str>,
+    start: Instant,
+    started: Timestamp,
+) {
+    let wait = delivery.ready_at().until(started);
+    let mut tally = queue.meter.tally(&route.job);
+    tally.record(outcome.label(), wait, start.elapsed());
+    drop(tally);
+    let bytes = delivery.message.size();
+    queue.lane_done(delivery.lane());
+    queue.pool.give(queue.index, 1);
+    let settlement = conclude(queue, route, delivery, outcome, event_id, queue.pool.clock.now());
+    settle::one(queue, settlement, bytes).await;
+}
+
+/// Decide: from what happened to what is to be done.
+fn conclude(
+    queue: &Queue,
+    route: &Route,
+    delivery: Delivery,
+    outcome: &Outcome,
+    event_id: Option<&str>,
+    now: Timestamp,
+) -> Settlement {
+    if matches!(outcome, Outcome::Done) {
+        return delivery.settle(Disposition::Ack);
+    }
+    let record = delivery.record.as_deref();
+    let named = record.and_then(|record| record.job.as_ref());
+    let facts = Facts {
+        attempt: delivery.attempt(),
+        policy: &route.policy,
+        now,
+        jitter: fastrand::f64(),
+        first_failure: record.and_then(|record| record.failure.as_ref()).map(|failure| failure.first),
+        unroutable_since: record.and_then(|record| record.unroutable_since),
+        unroutable_after: queue.unroutable_after,
+        event_id,
+        job: match outcome {
+            Outcome::Unroutable => named.unwrap_or(&route.job),
+            _ => &route.job,
+        },
+    };
+    let disposition = retry::decide(outcome, &facts);
+    events::Concluded {
+        queue: queue.name(),
+        job: facts.job,
+        event_id: event_id.unwrap_or_default(),
+        attempt: facts.attempt.get(),
+        outcome: outcome.label(),
+        disposition: &disposition,
+    }
+    .emit();
+    delivery.settle(disposition)
+}

@@ -1,0 +1,105 @@
+//! Settle: hands dispositions to the broker and keeps count of what is not confirmed yet.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use super::pool::Queue;
+use crate::broker::{Disposition, Settled, Settlement};
+use crate::message::{JobName, Reason};
+use crate::telemetry::events;
+
+/// What is counted once a disposition is stored.
+enum Kind {
+    Done,
+    Retried(JobName),
+    Dead(JobName, Reason),
+    Released,
+}
+
+/// What became of so many settlements of a chunk that were all acknowledgements, or of each where they were not.
+enum Kinds {
+    AllDone(usize),
+    Mixed(Vec<Kind>),
+}
+
+/// Settles what ended at its first poll. Most adapters take it at once; what is not confirmed at once is awaited by
+/// a task.
+pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, bytes: usize) {
+    let count = settlements.len();
+    let kinds = if settlements.iter().all(|settlement| settlement.disposition == Disposition::Ack) {
+        Kinds::AllDone(count)
+    } else {
+        Kinds::Mixed(settlements.iter().map(|settlement| kind(queue, settlement)).collect())
+    };
+    let began = Instant::now();
+    queue.settling(count);
+    let mut settling = queue.settler.settle(settlements);
+    if let Some(results) = (&mut settling).now_or_never() {
+        account(queue, &kinds, &results, bytes, began);
+        return;
+    }
+    let queue = queue.clone();
+    let tasks = queue.pool.tasks.clone();
+    tokio::spawn(tasks.track_future(async move {
+        let results = settling.await;
+        account(&queue, &kinds, &results, bytes, began);
+    }));
+}
+
+/// Settles one delivery; resolves when it is confirmed or cannot be any more.
+pub async fn one(queue: &Arc<Queue>, settlement: Settlement, bytes: usize) {
+    let kinds = Kinds::Mixed(vec![kind(queue, &settlement)]);
+    let began = Instant::now();
+    queue.settling(1);
+    let results = queue.settler.settle(vec![settlement]).await;
+    account(queue, &kinds, &results, bytes, began);
+}
+
+fn kind(queue: &Queue, settlement: &Settlement) -> Kind {
+    let job = || {
+        let named = settlement.delivery.record.as_ref().and_then(|record| record.job.as_ref());
+        queue.routes.find(named).unwrap_or_else(|| queue.routes.default()).job.clone()
+    };
+    match &settlement.disposition {
+        Disposition::Ack => Kind::Done,
+        Disposition::Retry { .. } => Kind::Retried(job()),
+        Disposition::DeadLetter { reason, .. } => Kind::Dead(job(), *reason),
+        Disposition::Release => Kind::Released,
+    }
+}
+
+fn account(queue: &Queue, kinds: &Kinds, results: &[Settled], bytes: usize, began: Instant) {
+    queue.meter.observe_settle(began.elapsed(), results.len());
+    match kinds {
+        Kinds::AllDone(count) if results.iter().all(|result| *result == Settled::Stored) => {
+            queue.counts.done.fetch_add(*count as u64, Ordering::Relaxed);
+        }
+        Kinds::AllDone(_) => results.iter().for_each(|result| account_one(queue, &Kind::Done, result)),
+        Kinds::Mixed(kinds) => {
+            kinds.iter().zip(results).for_each(|(kind, result)| account_one(queue, kind, result));
+        }
+    }
+    queue.settled(results.len(), bytes);
+}
+
+fn account_one(queue: &Queue, kind: &Kind, result: &Settled) {
+    match (result, kind) {
+        (Settled::Stored, Kind::Done) => {
+            queue.counts.done.fetch_add(1, Ordering::Relaxed);
+        }
+        (Settled::Stored, Kind::Retried(job)) => {
+            queue.counts.retried.fetch_add(1, Ordering::Relaxed);
+            queue.meter.add_retries(job, 1);
+        }
+        (Settled::Stored, Kind::Dead(job, reason)) => {
+            queue.counts.dead.fetch_add(1, Ordering::Relaxed);
+            queue.meter.add_dead(job, *reason);
+        }
+        (Settled::Stored, Kind::Released) => {}
+        (Settled::Stale, _) => events::StaleSettlement { queue: queue.name() }.emit(),
+        (Settled::Unconfirmed(error), _) => events::SettlementUnconfirmed { queue: queue.name(), error }.emit(),
+    }
+}
