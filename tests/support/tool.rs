@@ -32,6 +32,11 @@ pub fn find(what: &str, variable: &str, relative: &str) -> Option<PathBuf> {
     None
 }
 
+/// Whether the long runs were asked for: `scripts/test --full`.
+pub fn full() -> bool {
+    std::env::var_os("WINDLASS_TEST_FULL").is_some_and(|value| value == "1")
+}
+
 /// What `scripts/versions` says under `name`.
 ///
 /// # Panics
