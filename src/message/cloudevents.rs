@@ -146,6 +146,30 @@ pub fn decode_value(value: &[u8], binding: Binding) -> Option<Cow<'_, str>> {
     }
 }
 
+/// What there is to do to read a header's value as text.
+pub(crate) enum Value {
+    /// Nothing: it is ASCII and stands there as it is.
+    Ascii,
+    /// It has to be looked at: not ASCII, and not encoded.
+    Other,
+    /// It was encoded; `None` where it does not decode to text.
+    Encoded(Option<String>),
+}
+
+impl Value {
+    /// One look at each byte.
+    pub(crate) fn of(value: &[u8], binding: Binding) -> Self {
+        let high = value.iter().fold(0, |high, byte| high | byte) & 0x80 != 0;
+        if binding == Binding::Dash {
+            let percent = value.iter().fold(false, |found, byte| found | (*byte == b'%'));
+            if percent || value.first() == Some(&b'"') {
+                return Self::Encoded(percent_decode(value));
+            }
+        }
+        if high { Self::Other } else { Self::Ascii }
+    }
+}
+
 /// Whether decoding a `Dash` value changes it.
 pub(crate) fn is_encoded(value: &[u8]) -> bool {
     value.first() == Some(&b'"') || value.contains(&b'%')

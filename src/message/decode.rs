@@ -7,18 +7,15 @@
 //! What is [`Malformed`] here never runs. One check is left to whoever reads the data, so that it costs one parse:
 //! JSON content that is not JSON (see [`Event::check`]).
 
-use std::borrow::Cow;
-use std::fmt;
+use std::sync::Arc;
 
-use base64::Engine as _;
 use bytes::Bytes;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
+use super::envelope::{Data, Envelope};
 use super::event::{self, Mode};
 use super::headers::Span;
 use super::record::Record;
-use super::{Binding, Event, Headers, Message, Origin, Text, attribute, cloudevents};
+use super::{Binding, Event, Headers, JobName, Message, Origin, Text, attribute, cloudevents};
 use crate::time::Timestamp;
 
 /// Why bytes are not what they say they are: a lower-case fragment for people.
@@ -30,43 +27,31 @@ pub struct Malformed(pub String);
 /// the id, source and topic that it has not itself.
 pub fn decode(message: &Message, origin: &Origin, record: Option<&Record>) -> Result<Event, Malformed> {
     let found = Found::read(&message.headers, origin.place.binding);
-    let body = message.body.clone().unwrap_or_default();
-    let headers = &message.headers;
-    let content_type = found.content_type.map(|span| headers.value(span));
-    let mut event = if content_type.is_some_and(is_structured) {
-        structured(headers, body, origin.place.binding)?
+    let original = Original { message, origin, record, binding: origin.place.binding };
+    // Each makes the whole event where it is to lie: it is too large to be moved about.
+    if found.content_type.found().is_some_and(|span| is_structured(message.headers.value(span))) {
+        original.structured()
     } else if found.specversion {
-        found.binary(headers, body, origin.place.binding)?
+        original.binary(found)
     } else {
-        found.plain(headers, body, origin, record)?
-    };
-    event.topic = match record {
-        Some(record) => record.topic.as_ref().or(origin.place.topic.as_ref()).cloned(),
-        None => origin.place.topic.clone(),
-    };
-    if message.key.is_some() {
-        event.key.clone_from(&message.key);
+        original.plain(found)
     }
-    if record.is_some_and(|record| record.replays > 0) {
-        event.expires = None;
-    }
-    Ok(event)
 }
 
 /// What one pass over the headers finds; of several under one name the first counts.
 #[derive(Default)]
 struct Found {
     specversion: bool,
-    id: Option<Span>,
-    source: Option<Span>,
-    kind: Option<Span>,
-    datacontenttype: Option<Span>,
-    content_type: Option<Span>,
-    partitionkey: Option<Span>,
-    expirytime: Option<Span>,
+    id: Span,
+    source: Span,
+    kind: Span,
+    datacontenttype: Span,
+    content_type: Span,
+    partitionkey: Span,
+    expirytime: Span,
     /// Without the prefix: obeyed on plain messages.
-    plain_partitionkey: Option<Span>,
-    plain_expirytime: Option<Span>,
+    plain_partitionkey: Span,
+    plain_expirytime: Span,
     /// Other attributes whose value is encoded.
     encoded: Vec<(Text, Text)>,
 }
@@ -83,41 +68,41 @@ impl Found {
                     continue;
                 }
             };
-            let is = |attribute: &str| bare.eq_ignore_ascii_case(attribute.as_bytes());
-            // By length first: names of ours that have the same length are compared, others not.
-            let field = match bare.len() {
-                2 if is(attribute::ID) => &mut found.id,
-                4 if is(attribute::TYPE) => &mut found.kind,
-                6 if is(attribute::SOURCE) => &mut found.source,
-                11 if is(attribute::SPECVERSION) => {
+            // Nearly everybody writes lower case, which compares as whole words.
+            let mut lower = [0; attribute::DATACONTENTTYPE.len()];
+            let field = match lower_case(bare, &mut lower) {
+                b"id" => &mut found.id,
+                b"source" => &mut found.source,
+                b"type" => &mut found.kind,
+                b"specversion" => {
                     found.specversion = true;
                     continue;
                 }
-                15 if is(attribute::DATACONTENTTYPE) => &mut found.datacontenttype,
-                12 if is(attribute::PARTITIONKEY) => &mut found.partitionkey,
-                10 if is(attribute::EXPIRYTIME) => &mut found.expirytime,
+                b"datacontenttype" => &mut found.datacontenttype,
+                b"partitionkey" => &mut found.partitionkey,
+                b"expirytime" => &mut found.expirytime,
                 _ => {
                     found.read_encoded(bare, headers.value(span), binding);
                     continue;
                 }
             };
             if field.is_none() {
-                *field = Some(span);
+                *field = span;
             }
         }
         found
     }
 
     fn read_plain(&mut self, name: &[u8], span: Span) {
-        let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
-        let field = match name.len() {
-            12 if is(attribute::CONTENT_TYPE) => &mut self.content_type,
-            12 if is(attribute::PARTITIONKEY) => &mut self.plain_partitionkey,
-            10 if is(attribute::EXPIRYTIME) => &mut self.plain_expirytime,
+        let mut lower = [0; attribute::DATACONTENTTYPE.len()];
+        let field = match lower_case(name, &mut lower) {
+            b"content-type" => &mut self.content_type,
+            b"partitionkey" => &mut self.plain_partitionkey,
+            b"expirytime" => &mut self.plain_expirytime,
             _ => return,
         };
         if field.is_none() {
-            *field = Some(span);
+            *field = span;
         }
     }
 
@@ -130,115 +115,185 @@ impl Found {
             self.encoded.push((name.to_ascii_lowercase().into(), value.into_owned().into()));
         }
     }
+}
 
-    fn binary(self, headers: &Headers, body: Bytes, binding: Binding) -> Result<Event, Malformed> {
-        let read = Values { headers, binding };
-        // The Kafka binding knows only `content-type`, the HTTP binding too; NATS has `ce-datacontenttype`.
-        let content_type = match self.datacontenttype.or(self.content_type) {
-            Some(span) => Some(read.text(span).ok_or_else(|| not_text(attribute::DATACONTENTTYPE))?),
+/// A short name in lower case; a longer one as it is, which is none of those looked for.
+fn lower_case<'a>(name: &'a [u8], room: &'a mut [u8; 15]) -> &'a [u8] {
+    match room.get_mut(..name.len()) {
+        Some(room) if name.iter().any(u8::is_ascii_uppercase) => {
+            room.copy_from_slice(name);
+            room.make_ascii_lowercase();
+            room
+        }
+        _ => name,
+    }
+}
+
+/// A message, and what is known of it besides.
+struct Original<'a> {
+    message: &'a Message,
+    origin: &'a Origin,
+    record: Option<&'a Record>,
+    binding: Binding,
+}
+
+impl Original<'_> {
+    fn binary(&self, found: Found) -> Result<Event, Malformed> {
+        // The Kafka and HTTP bindings know only `content-type`; NATS has `ce-datacontenttype`.
+        let content_type = match found.datacontenttype.or(found.content_type).found() {
+            Some(span) => Some(self.text(span).ok_or_else(|| not_text(attribute::DATACONTENTTYPE))?),
             None => None,
         };
-        let unchecked = content_type.as_ref().is_some_and(|content_type| event::is_json(content_type));
+        let id = self.required(found.id, attribute::ID)?;
+        let source = self.required(found.source, attribute::SOURCE)?;
+        let kind = self.required(found.kind, attribute::TYPE)?;
         Ok(Event {
-            id: read.required(self.id, attribute::ID)?,
-            source: read.required(self.source, attribute::SOURCE)?,
-            kind: read.required(self.kind, attribute::TYPE)?,
+            unchecked: content_type.as_ref().is_some_and(|content_type| event::is_json(content_type)),
+            id,
+            source,
+            kind,
             content_type,
-            key: self.partitionkey.and_then(|span| read.key(span)),
-            expires: self.expirytime.and_then(|span| read.time(span)),
-            topic: None,
-            headers: headers.clone(),
-            attributes: self.encoded,
-            data: body,
-            binding,
+            key: self.key(|| self.value(found.partitionkey)),
+            expires: self.expires(|| self.time(found.expirytime)),
+            topic: self.topic().cloned(),
+            headers: self.message.headers.clone(),
+            attributes: found.encoded,
+            data: self.body(),
+            binding: self.binding,
             mode: Mode::Binary,
-            unchecked,
         })
     }
 
-    fn plain(
-        self,
-        headers: &Headers,
-        body: Bytes,
-        origin: &Origin,
-        record: Option<&Record>,
-    ) -> Result<Event, Malformed> {
-        let place = &origin.place;
-        let read = Values { headers, binding: place.binding };
-        let content_type = match self.content_type.or(self.datacontenttype) {
-            Some(span) => Some(read.text(span).ok_or_else(|| not_text(attribute::CONTENT_TYPE))?),
+    fn plain(&self, found: Found) -> Result<Event, Malformed> {
+        let place = &self.origin.place;
+        let content_type = match found.content_type.or(found.datacontenttype).found() {
+            Some(span) => Some(self.text(span).ok_or_else(|| not_text(attribute::CONTENT_TYPE))?),
             None => None,
         };
+        let data = self.body();
         if must_be_text(content_type.as_deref())
-            && let Err(error) = std::str::from_utf8(&body)
+            && let Err(error) = std::str::from_utf8(&data)
         {
             return Err(Malformed(format!(
                 "the body is not UTF-8 ({error}) and no content type says that it is binary; give it one, such as application/octet-stream"
             )));
         }
-        let topic = record.and_then(|record| record.topic.clone()).or_else(|| place.topic.clone());
-        let kind = match topic {
-            Some(topic) => Text::from(topic),
-            None => {
-                record.and_then(|record| record.job.as_ref()).map_or(place.position.as_str(), |job| job.as_str()).into()
-            }
-        };
+        let record = self.record;
+        let topic = self.topic().cloned();
         Ok(Event {
             id: match record.and_then(|record| record.event_id.as_deref()) {
                 Some(id) => id.into(),
-                None => origin.event_id().into(),
+                None => self.origin.event_id().into(),
             },
             source: record.and_then(|record| record.event_source.as_deref()).unwrap_or(&place.source).into(),
-            kind,
+            kind: match &topic {
+                Some(topic) => Text::from(topic.clone()),
+                None => record
+                    .and_then(|record| record.job.as_ref())
+                    .map_or(place.position.as_str(), JobName::as_str)
+                    .into(),
+            },
             unchecked: content_type.as_ref().is_some_and(|content_type| event::is_json(content_type)),
             content_type,
-            key: self.partitionkey.or(self.plain_partitionkey).and_then(|span| read.key(span)),
-            expires: self.expirytime.or(self.plain_expirytime).and_then(|span| read.time(span)),
-            topic: None,
-            headers: headers.clone(),
+            key: self.key(|| self.value(found.partitionkey.or(found.plain_partitionkey))),
+            expires: self.expires(|| self.time(found.expirytime.or(found.plain_expirytime))),
+            topic,
+            headers: self.message.headers.clone(),
             attributes: Vec::new(),
-            data: body,
-            binding: place.binding,
+            data,
+            binding: self.binding,
             mode: Mode::Plain,
         })
     }
-}
 
-/// Reads values as the binding means them, sharing the buffer where they stand there as they are.
-struct Values<'a> {
-    headers: &'a Headers,
-    binding: Binding,
-}
+    fn structured(&self) -> Result<Event, Malformed> {
+        let body = self.body();
+        let envelope = Envelope::read(&body)?;
+        let data = envelope.data(&body)?;
+        let key = self.key(|| envelope.get(attribute::PARTITIONKEY).map(|key| Bytes::copy_from_slice(key.as_bytes())));
+        let expires = self.expires(|| envelope.get(attribute::EXPIRYTIME).and_then(Timestamp::parse_rfc3339));
+        let required = |value: Option<String>, name| match value {
+            Some(text) if !text.is_empty() => Ok(Text::from(text)),
+            _ => Err(missing(name)),
+        };
+        required(envelope.specversion, attribute::SPECVERSION)?;
+        let content_type = envelope.content_type.map(Text::from);
+        let (data, content_type, unchecked) = match data {
+            // "If the datacontenttype is unspecified, [data is] application/json" (JSON Event Format 3.1).
+            Some(Data::Json(data)) => (data, content_type.or(Some(Text::from_static("application/json"))), false),
+            Some(Data::Decoded(data)) => {
+                let unchecked = content_type.as_deref().is_some_and(event::is_json);
+                (data, content_type, unchecked)
+            }
+            None => (Bytes::new(), content_type, false),
+        };
+        Ok(Event {
+            id: required(envelope.id, attribute::ID)?,
+            source: required(envelope.source, attribute::SOURCE)?,
+            kind: required(envelope.kind, attribute::TYPE)?,
+            content_type,
+            key,
+            expires,
+            topic: self.topic().cloned(),
+            headers: self.message.headers.clone(),
+            attributes: envelope.further,
+            data,
+            binding: self.binding,
+            mode: Mode::Structured,
+            unchecked,
+        })
+    }
 
-impl Values<'_> {
+    fn body(&self) -> Bytes {
+        self.message.body.clone().unwrap_or_default()
+    }
+
+    fn topic(&self) -> Option<&Arc<str>> {
+        self.record.and_then(|record| record.topic.as_ref()).or(self.origin.place.topic.as_ref())
+    }
+
+    /// The record's own key, else the attribute.
+    fn key(&self, attribute: impl FnOnce() -> Option<Bytes>) -> Option<Bytes> {
+        self.message.key.clone().or_else(attribute)
+    }
+
+    /// The attribute, but for a replay, which has none.
+    fn expires(&self, attribute: impl FnOnce() -> Option<Timestamp>) -> Option<Timestamp> {
+        if self.record.is_some_and(|record| record.replays > 0) { None } else { attribute() }
+    }
+
+    /// A value as the binding means it; it shares the headers' buffer where it stands there as it is.
     fn text(&self, span: Span) -> Option<Text> {
-        let value = self.headers.value(span);
-        if self.binding == Binding::Dash && cloudevents::is_encoded(value) {
-            cloudevents::decode_value(value, self.binding).map(|text| text.into_owned().into())
-        } else {
-            Text::from_utf8(self.headers.share(span))
+        let headers = &self.message.headers;
+        match cloudevents::Value::of(headers.value(span), self.binding) {
+            cloudevents::Value::Ascii => Some(Text(headers.share(span))),
+            cloudevents::Value::Other => Text::from_utf8(headers.share(span)),
+            cloudevents::Value::Encoded(text) => text.map(Text::from),
         }
     }
 
-    fn required(&self, span: Option<Span>, name: &str) -> Result<Text, Malformed> {
-        let span = span.ok_or_else(|| missing(name))?;
-        let text = self.text(span).ok_or_else(|| not_text(name))?;
-        if text.is_empty() { Err(missing(name)) } else { Ok(text) }
+    fn required(&self, span: Span, name: &str) -> Result<Text, Malformed> {
+        let span = span.found().ok_or_else(|| missing(name))?;
+        match self.text(span) {
+            Some(text) if !text.0.is_empty() => Ok(text),
+            Some(_) => Err(missing(name)),
+            None => Err(not_text(name)),
+        }
     }
 
-    fn key(&self, span: Span) -> Option<Bytes> {
-        let value = self.headers.value(span);
-        if self.binding == Binding::Dash && cloudevents::is_encoded(value) {
-            cloudevents::decode_value(value, self.binding).map(|text| Bytes::from(text.into_owned()))
-        } else {
-            Some(self.headers.share(span))
+    fn value(&self, span: Span) -> Option<Bytes> {
+        let span = span.found()?;
+        let headers = &self.message.headers;
+        match cloudevents::Value::of(headers.value(span), self.binding) {
+            cloudevents::Value::Ascii | cloudevents::Value::Other => Some(headers.share(span)),
+            cloudevents::Value::Encoded(text) => text.map(Bytes::from),
         }
     }
 
     /// A time that cannot be read is none: it does not keep the event from running.
     fn time(&self, span: Span) -> Option<Timestamp> {
-        cloudevents::decode_value(self.headers.value(span), self.binding)
-            .and_then(|text| Timestamp::parse_rfc3339(&text))
+        let value = self.message.headers.value(span.found()?);
+        cloudevents::decode_value(value, self.binding).and_then(|text| Timestamp::parse_rfc3339(&text))
     }
 }
 
@@ -259,162 +314,6 @@ fn must_be_text(content_type: Option<&str>) -> bool {
         && charset.is_none_or(|charset| matches!(charset.trim_matches('"'), "utf-8" | "utf8" | "us-ascii"))
 }
 
-/// The JSON event format, CloudEvents 1.0.2 "JSON Event Format" 3.
-fn structured(headers: &Headers, body: Bytes, binding: Binding) -> Result<Event, Malformed> {
-    let text = std::str::from_utf8(&body).map_err(unreadable)?;
-    let mut json = serde_json::Deserializer::from_str(text);
-    let envelope = json.deserialize_map(EnvelopeVisitor).map_err(unreadable)?;
-    json.end().map_err(unreadable)?;
-
-    let required = |value: Option<String>, name| match value {
-        Some(text) if !text.is_empty() => Ok(Text::from(text)),
-        _ => Err(missing(name)),
-    };
-    if envelope.specversion.is_none_or(|version| version.is_empty()) {
-        return Err(missing(attribute::SPECVERSION));
-    }
-    let mut content_type = envelope.content_type.map(Text::from);
-    let (data, unchecked) = match (envelope.data, envelope.base64) {
-        (Some(_), Some(_)) => return Err(unreadable("both data and data_base64 are there")),
-        (Some(raw), None) => {
-            content_type = content_type.or(Some(Text::from_static("application/json")));
-            (body.slice_ref(raw.get().as_bytes()), false)
-        }
-        (None, Some(encoded)) => {
-            let data = base64::engine::general_purpose::STANDARD
-                .decode(encoded.as_bytes())
-                .map_err(|error| unreadable(format_args!("data_base64: {error}")))?;
-            (Bytes::from(data), content_type.as_deref().is_some_and(event::is_json))
-        }
-        (None, None) => (Bytes::new(), false),
-    };
-    let find =
-        |name: &str| envelope.further.iter().find(|(found, _)| found.as_str() == name).map(|(_, value)| value.as_str());
-    Ok(Event {
-        id: required(envelope.id, attribute::ID)?,
-        source: required(envelope.source, attribute::SOURCE)?,
-        kind: required(envelope.kind, attribute::TYPE)?,
-        content_type,
-        key: find(attribute::PARTITIONKEY).map(|key| Bytes::copy_from_slice(key.as_bytes())),
-        expires: find(attribute::EXPIRYTIME).and_then(Timestamp::parse_rfc3339),
-        topic: None,
-        headers: headers.clone(),
-        attributes: envelope.further,
-        data,
-        binding,
-        mode: Mode::Structured,
-        unchecked,
-    })
-}
-
-/// A structured event's JSON object: attributes are strings, numbers or booleans, and are kept as text; null is as
-/// good as absent. `data` stays the bytes that it is.
-#[derive(Default)]
-struct Envelope<'a> {
-    specversion: Option<String>,
-    id: Option<String>,
-    source: Option<String>,
-    kind: Option<String>,
-    content_type: Option<String>,
-    data: Option<&'a RawValue>,
-    base64: Option<String>,
-    further: Vec<(Text, Text)>,
-}
-
-struct EnvelopeVisitor;
-
-impl<'de> Visitor<'de> for EnvelopeVisitor {
-    type Value = Envelope<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object with the event's attributes")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut envelope = Envelope::default();
-        while let Some(Key(name)) = map.next_key()? {
-            let field = match &*name {
-                "data" => {
-                    envelope.data = Some(map.next_value()?);
-                    continue;
-                }
-                "data_base64" => &mut envelope.base64,
-                attribute::SPECVERSION => &mut envelope.specversion,
-                attribute::ID => &mut envelope.id,
-                attribute::SOURCE => &mut envelope.source,
-                attribute::TYPE => &mut envelope.kind,
-                attribute::DATACONTENTTYPE => &mut envelope.content_type,
-                _ => {
-                    if let Scalar(Some(value)) = map.next_value()? {
-                        envelope.further.push((name.to_ascii_lowercase().into(), value.into()));
-                    }
-                    continue;
-                }
-            };
-            let Scalar(value) = map.next_value()?;
-            *field = value;
-        }
-        Ok(envelope)
-    }
-}
-
-/// An object's key, borrowed where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// An attribute's value as text; `None` for null, and for arrays and objects, which no attribute can be.
-struct Scalar(Option<String>);
-
-impl<'de> serde::Deserialize<'de> for Scalar {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-struct ScalarVisitor;
-
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Scalar;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an attribute: a string, a number or a boolean")
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_owned())))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Scalar, E> {
-        Ok(Scalar(Some(value.to_string())))
-    }
-
-    fn visit_unit<E>(self) -> Result<Scalar, E> {
-        Ok(Scalar(None))
-    }
-
-    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Scalar, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Scalar(None))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Scalar(None))
-    }
-}
-
 fn missing(name: &str) -> Malformed {
     Malformed(format!("the CloudEvent has no {name}"))
 }
@@ -423,16 +322,10 @@ fn not_text(name: &str) -> Malformed {
     Malformed(format!("the value of {name} is not UTF-8"))
 }
 
-fn unreadable(why: impl fmt::Display) -> Malformed {
-    Malformed(format!("the structured CloudEvent cannot be read: {why}"))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use super::super::Place;
     use super::super::cloudevents::Attributes;
-    use super::super::{JobName, Place};
     use super::*;
     use proptest::option::of;
     use proptest::prelude::*;

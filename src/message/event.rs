@@ -148,6 +148,9 @@ pub(crate) fn essence(content_type: &str) -> &str {
 
 /// Whether a media type says JSON.
 pub(crate) fn is_json(content_type: &str) -> bool {
+    if content_type == "application/json" {
+        return true;
+    }
     let essence = essence(content_type);
     let ends_with = |suffix: &str| {
         let start = essence.len().checked_sub(suffix.len());

@@ -57,18 +57,19 @@ impl Headers {
             let start = offset + PREFIX + name.len();
             offset = start + value.len();
             rest = tail;
-            Some((name, Span { start, end: offset }))
+            // Buffers of 4 GiB and more do not come from a broker; what lies behind is not seen.
+            Some((name, Span { start: u32::try_from(start).ok()?, end: u32::try_from(offset).ok()? }))
         })
     }
 
     /// The bytes of a value.
     pub(crate) fn value(&self, span: Span) -> &[u8] {
-        &self.0[span.start..span.end]
+        &self.0[span.start as usize..span.end as usize]
     }
 
     /// The same, sharing the buffer.
     pub(crate) fn share(&self, span: Span) -> Bytes {
-        self.0.slice(span.start..span.end)
+        self.0.slice(span.start as usize..span.end as usize)
     }
 
     /// The first value under `name`, which is compared exactly.
@@ -104,10 +105,27 @@ impl<N: AsRef<str>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
 }
 
 /// Where a value stands in the buffer of [`Headers`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Span {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// No value stands at the buffer's beginning: there is a prefix before each. So the default means none.
+    pub(crate) fn is_none(self) -> bool {
+        self.start == 0
+    }
+
+    /// This one, or `other` where it is none.
+    pub(crate) fn or(self, other: Self) -> Self {
+        if self.is_none() { other } else { self }
+    }
+
+    /// The span where there is one.
+    pub(crate) fn found(self) -> Option<Self> {
+        (!self.is_none()).then_some(self)
+    }
 }
 
 /// Fills [`Headers`]. An adapter may fill many from one buffer: [`Builder::finish`] splits off what was

@@ -19,6 +19,7 @@ pub mod attribute;
 pub mod headers;
 
 mod decode;
+mod envelope;
 pub use decode::{Malformed, decode};
 
 pub mod cloudevents;
