@@ -1,9 +1,62 @@
-//! Configuration: a raw shape as people write it, then a checked [`Config`]; every fault at once.
+//! Configuration: a tree as people write it, then a checked [`Config`]; every fault at once.
+//!
+//! What others call:
+//!
+//! | function | for |
+//! |---|---|
+//! | [`find`]`(flag, env) -> Option<PathBuf>` | `--config`, `WINDLASS_CONFIG`, `windlass.toml` |
+//! | [`load`]`(Source) -> Result<Loaded, Faults>` | every verb; [`Loaded::unknown`] are warnings |
+//! | [`check`]`(Source) -> Result<Loaded, Faults>` | `config check`; [`Loaded::cautions`] are its warnings |
+//! | [`check_run`]`(&Config, &[QueueName], &dyn Fn(&str) -> bool) -> Result<(), Faults>` | `run`, before it connects |
+//! | [`check_namespace`]`(&Config) -> Option<Fault>` | verbs that write, off loopback |
+//! | [`Config::slots`], [`Config::policy`], [`Config::timeout`] | what holds for a queue and a job |
+//! | [`show`]`(&Loaded) -> String`, [`settings`]`(&Loaded) -> Vec<Setting>` | `config show`, as text and for JSON |
+//! | [`init`]`() -> &'static str`, [`write_new`]`(path, text)` | `config init` |
+//! | [`schema`]`() -> String` | `config schema` |
+//! | [`template`]`() -> String` | `config/windlass.toml` |
+//!
+//! ```
+//! use windlass::config::{Source, load};
+//! let source = Source::new().text("windlass.toml", "broker = \"sqlite://a.db\"").sets(["worker.slots=128"]);
+//! let loaded = load(source.flag("--broker", "broker", "sqlite://b.db")).unwrap();
+//! assert_eq!((loaded.config.broker.as_str(), loaded.config.worker.slots.get()), ("sqlite://b.db", 128));
+//! let faults = load(Source::new().text("windlass.toml", "borker = \"sqlite://a.db\"")).unwrap_err();
+//! assert!(faults.to_string().starts_with("windlass.toml:1:1: borker: unknown key; did you mean \"broker\"?"));
+//! ```
+//!
+//! Inside: `key` is the catalogue of keys; `document` and `environment` read, `walk` holds what was read against
+//! the catalogue, `build` makes a [`Config`] of it.
+
+mod fault;
+mod key;
+mod value;
+
+mod document;
+mod environment;
+mod kafka;
+mod meaning;
+mod walk;
+
+mod build;
+mod load;
+
+mod effective;
+mod schema;
+mod show;
+mod template;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use build::{DEFAULT_BROKER, DEFAULT_HTTP_SLOTS, DEFAULT_NAMESPACE, DEFAULT_TIMEOUT};
+pub use effective::{check_namespace, check_run};
+pub use fault::{Fault, Faults, Place};
+pub use load::{FILE, Loaded, Source, check, find, load};
+pub use schema::schema;
+pub use show::{Setting, settings, show};
+pub use template::{init, template, write_new};
 
 use crate::broker::{KafkaOptions, NatsOptions, SqliteOptions, Start};
 use crate::handler::http;
@@ -108,6 +161,43 @@ pub struct Admin {
     pub token_file: Option<PathBuf>,
 }
 
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            slots: NonZeroUsize::new(64).expect("64 is not 0"),
+            bytes_in_flight: 256 << 20,
+            grace: Duration::from_secs(25),
+            lease: Duration::from_secs(30),
+            connect: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Queue {
+    /// A queue of this name with nothing but defaults: it hears no topic, and its job is called as it is.
+    pub fn new(name: &QueueName) -> Self {
+        Self {
+            topics: Vec::new(),
+            job: JobName::new(name.as_str()).expect("every queue's name is a job's name"),
+            slots: None,
+            weight: NonZeroU32::MIN,
+            timeout: DEFAULT_TIMEOUT,
+            ordered: false,
+            start: Start::Earliest,
+            retry: retry::Partial::default(),
+            max_crashes: 3,
+            unroutable_after: Duration::from_secs(15 * 60),
+            keep_dead: Some(Duration::from_secs(30 * 86_400)),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: Some(([127, 0, 0, 1], 7464).into()), listen_set: false, token_file: None }
+    }
+}
+
 /// The address without its password.
 pub fn shown_address(address: &str) -> String {
     let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
@@ -119,3 +209,6 @@ pub fn shown_address(address: &str) -> String {
         _ => address.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;
