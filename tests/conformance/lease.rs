@@ -1,0 +1,127 @@
+//! Whose a delivery is, and for how long.
+
+use std::time::{Duration, Instant};
+
+use windlass::broker::{Disposition, Settled};
+use windlass::message::Reason;
+
+use super::Subject;
+use super::bench::{Bench, bodies, body, dead, numbered, refs, retry, sorted};
+
+pub async fn dead_worker<S: Subject>(mut bench: Bench<S>) {
+    if !S::LASTING || !S::FREEZES {
+        return S::inapplicable("it dies with its worker, or only a whole process can die");
+    }
+    let queue = bench.queue("invoice", &["orders"]);
+    let first = bench.connect().await;
+    let mut dying = first.open(&queue).await;
+    let events = numbered("e", 30);
+    first.publish("orders", &refs(&events)).await;
+    let mut in_hand = dying.take(10).await;
+    let settled = in_hand.split_off(6);
+    let mut seen = bodies(&settled);
+    dying.ack(settled).await;
+    first.die(vec![dying], in_hand);
+    let second = bench.connect().await;
+    let mut work = second.open(&queue).await;
+    let deliveries = work.take(26).await;
+    assert!(deliveries.iter().all(|delivery| delivery.attempt().get() == 1), "a crash uses no attempt");
+    assert!(deliveries.iter().all(|delivery| !delivery.condemned), "one crash condemns nothing");
+    seen.extend(bodies(&deliveries));
+    seen.sort();
+    assert_eq!(seen, events);
+    work.ack(deliveries).await;
+    second.close().await;
+}
+
+pub async fn outlives_lease<S: Subject>(mut bench: Bench<S>) {
+    let queue = bench.queue("invoice", &["orders"]);
+    let first = bench.connect().await;
+    let mut long = first.open(&queue).await;
+    let second = bench.connect().await;
+    let mut other = second.open(&queue).await;
+    first.publish("orders", &["long"]).await;
+    // Whoever gets it keeps it.
+    let (mut deliveries, owner, idle) = tokio::select! {
+        deliveries = long.take(1) => (deliveries, &long, &mut other),
+        deliveries = other.take(1) => (deliveries, &other, &mut long),
+    };
+    let delivery = deliveries.remove(0);
+    let lost = delivery.lost();
+    idle.nothing_for(S::LEASE * 3).await;
+    assert!(!lost.is_cancelled(), "the lease was extended all the while");
+    owner.ack(vec![delivery]).await;
+    idle.nothing_for(S::LEASE + Duration::from_millis(300)).await;
+    first.close().await;
+    second.close().await;
+}
+
+pub async fn stale_changes_nothing<S: Subject>(mut bench: Bench<S>) {
+    if !S::LASTING || !S::FREEZES {
+        return S::inapplicable("nobody else could own a delivery, or only a whole process can be frozen");
+    }
+    let queue = bench.queue("invoice", &["orders"]);
+    let first = bench.connect().await;
+    let mut frozen = first.open(&queue).await;
+    let second = bench.connect().await;
+    first.publish("orders", &["a", "b", "c"]).await;
+    let in_hand = frozen.take(3).await;
+    let lost: Vec<_> = in_hand.iter().map(|delivery| delivery.lost()).collect();
+    let mut taker = second.open(&queue).await;
+    first.freeze(S::LEASE * 4);
+    // While the first one sleeps its leases run out, and the second gets the jobs.
+    let taken = taker.take(3).await;
+    assert_eq!(sorted(&taken), ["a", "b", "c"]);
+    assert!(taken.iter().all(|delivery| delivery.attempt().get() == 1), "a lost lease uses no attempt");
+    // The first wakes up and settles as if nothing had happened.
+    let dispositions = |delivery: &windlass::broker::Delivery| match body(&delivery.message).as_str() {
+        "a" => retry(Duration::ZERO, 2),
+        "b" => dead(Reason::Permanent, 1, Some("b"), "invoice"),
+        _ => Disposition::Release,
+    };
+    let batch = in_hand.into_iter().map(|delivery| {
+        let disposition = dispositions(&delivery);
+        delivery.settle(disposition)
+    });
+    let settled = frozen.settler.settle(batch.collect()).await;
+    assert!(!settled.contains(&Settled::Stored), "nothing of a stale settlement is stored: {settled:?}");
+    assert!(second.letters().await.is_empty(), "a stale settlement dead-letters nothing");
+    taker.nothing_for(Duration::from_millis(500)).await;
+    assert!(lost.iter().all(|lost| lost.is_cancelled()), "whoever lost a lease is told");
+    taker.ack(taken).await;
+    frozen.nothing_for(S::LEASE + Duration::from_millis(300)).await;
+    second.close().await;
+    first.close().await;
+}
+
+pub async fn drain_strands_nothing<S: Subject>(mut bench: Bench<S>) {
+    let queue = bench.queue("invoice", &["orders"]);
+    let first = bench.connect().await;
+    let mut leaving = first.open(&queue).await;
+    let second = bench.connect().await;
+    let events = numbered("e", 60);
+    first.publish("orders", &refs(&events)).await;
+    let mut deliveries = leaving.take(20).await;
+    let running = deliveries.split_off(15);
+    leaving.source.stop().await;
+    // What was not started goes back; what runs is finished.
+    drop(deliveries);
+    let mut seen = bodies(&running);
+    leaving.ack(running).await;
+    let begun = Instant::now();
+    let mut work = second.open(&queue).await;
+    if S::LASTING {
+        drop(leaving);
+        first.close().await;
+    }
+    let rest = work.take(55).await;
+    if S::FREEZES {
+        assert!(begun.elapsed() < S::LEASE * 3 / 4, "nobody waits for a lease: {:?}", begun.elapsed());
+    }
+    assert!(rest.iter().all(|delivery| delivery.attempt().get() == 1));
+    seen.extend(bodies(&rest));
+    seen.sort();
+    assert_eq!(seen, events);
+    work.ack(rest).await;
+    second.close().await;
+}

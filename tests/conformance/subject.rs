@@ -1,0 +1,154 @@
+//! The brokers under test, and what the suite must know of each to be fair to it.
+
+use std::time::Duration;
+
+/// A broker under test, with nothing in it.
+pub trait Subject: Sized + Send + 'static {
+    /// What it is called in messages.
+    const NAME: &'static str;
+
+    /// Whether it outlives the process that made it. What does not has one connection, which every worker shares,
+    /// and neither restarts nor dead workers.
+    const LASTING: bool = true;
+
+    /// The lease that the tests run with: the shortest that this broker admits.
+    const LEASE: Duration;
+
+    /// Whether freezing the runtime of a connection freezes the connection: not where a client library goes on with
+    /// threads of its own.
+    const FREEZES: bool = true;
+
+    /// A fresh one; `None`, reported, where it is not on this machine.
+    fn fresh() -> Option<Self>;
+
+    /// Its address.
+    fn address(&self) -> String;
+
+    /// Kills its server and starts it again on the same data; `false` where there is no server.
+    fn restart(&mut self) -> bool {
+        false
+    }
+
+    /// Says that a promise is not this broker's to break.
+    fn inapplicable(why: &str) {
+        eprintln!("does not apply to {}: {why}", Self::NAME);
+    }
+
+    /// Cuts every connection to it and serves new ones; `false` where there are no connections. Fails the test
+    /// where there were none to cut.
+    fn cut(&mut self) -> bool {
+        false
+    }
+}
+
+/// `memory://`
+pub struct Memory;
+
+impl Subject for Memory {
+    const NAME: &'static str = "memory";
+    const LASTING: bool = false;
+    const LEASE: Duration = Duration::from_millis(200);
+
+    fn fresh() -> Option<Self> {
+        Some(Self)
+    }
+
+    fn address(&self) -> String {
+        "memory://".to_owned()
+    }
+}
+
+/// `sqlite://PATH`
+#[cfg(feature = "sqlite")]
+pub struct Sqlite(tempfile::TempDir);
+
+#[cfg(feature = "sqlite")]
+impl Subject for Sqlite {
+    const NAME: &'static str = "sqlite";
+    const LEASE: Duration = Duration::from_secs(1);
+
+    fn fresh() -> Option<Self> {
+        Some(Self(tempfile::tempdir().expect("a temporary folder")))
+    }
+
+    fn address(&self) -> String {
+        format!("sqlite://{}", self.0.path().join("queue.db").display())
+    }
+}
+
+/// `nats://127.0.0.1:PORT`, through a proxy
+#[cfg(feature = "nats")]
+pub struct Nats {
+    server: crate::support::nats::Nats,
+    proxy: crate::support::proxy::Proxy,
+}
+
+#[cfg(feature = "nats")]
+impl Subject for Nats {
+    const NAME: &'static str = "nats";
+    const LEASE: Duration = Duration::from_secs(2);
+
+    fn fresh() -> Option<Self> {
+        let server = crate::support::nats::Nats::start(crate::support::nats::Release::New)?;
+        let proxy = crate::support::proxy::Proxy::to(server.port());
+        Some(Self { server, proxy })
+    }
+
+    fn address(&self) -> String {
+        format!("nats://{}", self.proxy.host())
+    }
+
+    fn restart(&mut self) -> bool {
+        self.server.restart();
+        true
+    }
+
+    fn cut(&mut self) -> bool {
+        cut(&self.proxy)
+    }
+}
+
+/// `kafka://127.0.0.1:PORT`, through a proxy which the broker advertises
+#[cfg(feature = "kafka")]
+pub struct Kafka {
+    broker: crate::support::kafka::Kafka,
+    proxy: crate::support::proxy::Proxy,
+}
+
+#[cfg(feature = "kafka")]
+impl Subject for Kafka {
+    const NAME: &'static str = "kafka";
+    const LEASE: Duration = Duration::from_secs(6);
+    const FREEZES: bool = false;
+
+    fn fresh() -> Option<Self> {
+        let proxy = crate::support::proxy::Proxy::to(0);
+        let advertised = format!("advertised.listeners=PLAINTEXT://{}", proxy.host());
+        let broker = crate::support::kafka::Kafka::with(1, &advertised)?;
+        proxy.lead_to(broker.nodes[0].port());
+        Some(Self { broker, proxy })
+    }
+
+    fn address(&self) -> String {
+        format!("kafka://{}", self.proxy.host())
+    }
+
+    fn restart(&mut self) -> bool {
+        self.broker.nodes[0].restart();
+        true
+    }
+
+    fn cut(&mut self) -> bool {
+        cut(&self.proxy)
+    }
+}
+
+#[cfg(any(feature = "nats", feature = "kafka"))]
+fn cut(proxy: &crate::support::proxy::Proxy) -> bool {
+    use crate::support::{proxy::Cut, wait};
+    let before = proxy.counts();
+    assert!(before.connections > before.cut, "there is no connection to cut: {before:?}");
+    proxy.cut(Cut::Reset);
+    wait::until("a connection was cut", Duration::from_secs(5), || proxy.counts().cut > before.cut);
+    true
+}
