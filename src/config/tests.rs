@@ -364,15 +364,20 @@ linger.ms = 5
     assert_eq!(values(&loaded), values(&again));
 }
 
+/// The file of `config/`, which must be `expected`; with `BLESS=1` it is made so.
+fn golden(name: &str, expected: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, expected).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == expected, "config/{name} is behind the code: run this test with BLESS=1");
+    found
+}
+
 #[test]
 fn the_file_that_lists_every_key_is_the_catalogue() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/windlass.toml");
-    let expected = template();
-    if std::env::var_os("BLESS").is_some() {
-        std::fs::write(path, &expected).unwrap();
-    }
-    let found = std::fs::read_to_string(path).unwrap();
-    assert!(found == expected, "config/windlass.toml is behind the code: run this test with BLESS=1");
+    let found = golden("windlass.toml", &template());
     load(file(&found)).unwrap();
 
     // With every setting uncommented it is still sound, but for ways to log in that exclude each other.
@@ -420,7 +425,7 @@ fn the_defaults_of_the_catalogue_are_those_of_the_code() {
 
 #[test]
 fn the_schema_knows_every_key() {
-    let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&golden("windlass.schema.json", &schema())).unwrap();
     for key in KEYS {
         let mut at = Some(&schema);
         for part in key.path.split('.') {
