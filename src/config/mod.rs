@@ -63,6 +63,8 @@ use crate::handler::http;
 use crate::message::{JobName, Namespace, QueueName, Topic};
 use crate::worker::retry;
 
+/// `[admin]`
+pub use crate::admin::Config as Admin;
 /// `[log]`
 pub use crate::telemetry::log::{Config as Log, Format as LogFormat};
 
@@ -150,17 +152,6 @@ pub struct Job {
     pub retry: retry::Partial,
 }
 
-/// `[admin]`
-#[derive(Clone, Debug)]
-pub struct Admin {
-    /// Where to listen; `None` turns it off.
-    pub listen: Option<std::net::SocketAddr>,
-    /// Whether somebody set it: the default may move to the next free port.
-    pub listen_set: bool,
-    /// Tokens, one a line.
-    pub token_file: Option<PathBuf>,
-}
-
 impl Default for Worker {
     fn default() -> Self {
         Self {
@@ -189,12 +180,6 @@ impl Queue {
             unroutable_after: Duration::from_secs(15 * 60),
             keep_dead: Some(Duration::from_secs(30 * 86_400)),
         }
-    }
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: Some(([127, 0, 0, 1], 7464).into()), listen_set: false, token_file: None }
     }
 }
 
