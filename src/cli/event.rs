@@ -1,0 +1,280 @@
+//! What `publish` and `enqueue` have in common: flags, bodies, headers, and sending one event or a line an event.
+
+use std::io::BufRead;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::fault::{Fault, USAGE};
+use super::input::{self, Input};
+use super::output::{self, Output};
+use super::when::When;
+use crate::broker::{self, Publication, Published, Publisher};
+use crate::client::{Address, Draft};
+use crate::time::Clock;
+
+/// Flags of both verbs.
+#[derive(Args, Clone, Debug)]
+pub struct Flags {
+    /// Ordering key: events of one key run in order where the queue asks for it
+    #[arg(short_alias = 'k', long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// The event's id; else a new UUID (version 7)
+    #[arg(long, value_name = "ID", conflicts_with = "lines")]
+    pub id: Option<String>,
+    /// A header, K=V or 'K: V'; may be repeated
+    #[arg(short = 'H', long = "header", value_name = "K=V", value_parser = parse_header)]
+    pub headers: Vec<(String, String)>,
+    /// Media type of the body; else application/json where it is JSON, text/plain where it is text
+    #[arg(long, value_name = "TYPE")]
+    pub content_type: Option<String>,
+    /// Do not start it after this: a duration from now, or RFC 3339
+    #[arg(long, value_name = "1h|TIME")]
+    pub expires: Option<When>,
+    /// One event a line of the data; blank lines are left out; stops at the first failure
+    #[arg(long, conflicts_with = "empty")]
+    pub lines: bool,
+    /// Leave out the first N lines: go on after a failure
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "lines")]
+    pub skip: u64,
+    /// An empty body
+    #[arg(long, conflicts_with = "data")]
+    pub empty: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let colon = text.find(':');
+    let equals = text.find('=');
+    let (at, value) = match (colon, equals) {
+        (Some(colon), equals) if equals.is_none_or(|equals| colon < equals) => (colon, text[colon + 1..].trim()),
+        (_, Some(equals)) => (equals, &text[equals + 1..]),
+        _ => return Err(format!("expected K=V or \"K: V\", found {text:?}")),
+    };
+    let name = text[..at].trim();
+    let is_name = |b: u8| b.is_ascii_graphic() && !matches!(b, b':' | b'=' | b'"' | b'(' | b')' | b',' | b';');
+    if name.is_empty() || !name.bytes().all(is_name) {
+        return Err(format!("expected a header's name of visible ASCII characters, found {name:?}"));
+    }
+    if value.contains(['\r', '\n', '\0']) {
+        return Err(format!("the value of header {name} has a line end in it"));
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl Flags {
+    /// A draft with what the flags say.
+    pub fn apply<'c, To: Address>(&self, mut draft: Draft<'c, To>) -> Draft<'c, To> {
+        if let Some(id) = &self.id {
+            draft = draft.id(id);
+        }
+        if let Some(key) = &self.key {
+            draft = draft.key(key);
+        }
+        if let Some(content_type) = &self.content_type {
+            draft = draft.content_type(content_type);
+        }
+        if let Some(expires) = self.expires {
+            draft = draft.expires(expires.from_now(Clock::System.now()));
+        }
+        for (name, value) in &self.headers {
+            draft = draft.header(name, value);
+        }
+        draft
+    }
+}
+
+/// Where events go.
+pub struct Sender<'a> {
+    /// For the broker.
+    pub publisher: Arc<dyn Publisher>,
+    /// The event of one body.
+    pub compose: &'a dyn Fn(Vec<u8>) -> Result<Publication, broker::Error>,
+}
+
+/// The bodies that the flags ask for, read before anything is sent; or lines, read while they are sent.
+pub enum Bodies {
+    /// One event.
+    One(Vec<u8>),
+    /// An event a line.
+    Lines(Box<dyn BufRead + Send>),
+}
+
+/// Reads the data that the arguments name.
+pub fn bodies(data: Option<&str>, flags: &Flags) -> Result<Bodies, Fault> {
+    if flags.empty {
+        return Ok(Bodies::One(Vec::new()));
+    }
+    let input = Input::of(data)?;
+    if flags.lines {
+        return Ok(Bodies::Lines(input.open()?));
+    }
+    let body = input.read()?;
+    if body.is_empty() {
+        return Err(Fault::new(USAGE, "the data is empty; say --empty if an event without a body is meant"));
+    }
+    Ok(Bodies::One(body))
+}
+
+/// A word on a body that a typed job would refuse.
+pub fn doubt(body: &[u8], flags: &Flags, bare: bool) -> Option<&'static str> {
+    let looks_like_json = body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| matches!(b, b'{' | b'['));
+    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
+    if bare && flags.content_type.is_none() && std::str::from_utf8(body).is_err() {
+        Some("warning: the body is not UTF-8; without a --content-type a worker calls it malformed")
+    } else if looks_like_json && !is_json {
+        Some("warning: the body looks like JSON and is not; it is sent as text")
+    } else {
+        None
+    }
+}
+
+/// How many lines are given to the broker at once.
+const BATCH: usize = 64;
+
+/// Sends, and calls `written` for each event that the broker has confirmed, in order.
+pub async fn send(
+    sender: &Sender<'_>,
+    bodies: Bodies,
+    skip: u64,
+    out: &mut Output,
+    quiet: bool,
+    mut written: impl FnMut(&mut Output, &Publication, Published) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let reader = match bodies {
+        Bodies::One(body) => {
+            let publication = (sender.compose)(body)?;
+            let published = one(&*sender.publisher, publication.clone()).await?;
+            written(out, &publication, published)?;
+            return out.flush();
+        }
+        Bodies::Lines(reader) => reader,
+    };
+    let bar = output::counter("events", quiet);
+    let mut lines = follow(reader, skip);
+    let mut sent = 0_u64;
+    while let Some(batch) = lines.next().await? {
+        let mut numbers = Vec::with_capacity(batch.len());
+        let mut publications = Vec::with_capacity(batch.len());
+        for (number, body) in batch {
+            numbers.push(number);
+            publications.push((sender.compose)(body)?);
+        }
+        let results = sender.publisher.publish(publications.clone()).await;
+        let mut failed: Vec<(u64, String)> = Vec::new();
+        let mut last_stored = None;
+        for ((number, publication), result) in numbers.iter().zip(&publications).zip(results) {
+            match result {
+                Ok(published) => {
+                    last_stored = Some(*number);
+                    sent += 1;
+                    bar.inc(1);
+                    written(out, publication, published)?;
+                }
+                Err(error) => failed.push((*number, error.to_string())),
+            }
+        }
+        out.flush()?;
+        if let Some(stopped) = stopped(&failed, last_stored, sent) {
+            bar.abandon();
+            return Err(Fault::failed(stopped));
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// What is said when a line was not stored: which, why, and how to go on without sending any other twice.
+fn stopped(failed: &[(u64, String)], last_stored: Option<u64>, sent: u64) -> Option<String> {
+    let (first, error) = failed.first()?;
+    // Those of one batch are stored together or fail one by one: what lies behind the first failure may be stored.
+    let behind: Vec<String> = failed
+        .iter()
+        .filter(|(number, _)| last_stored.is_some_and(|stored| *number < stored))
+        .map(|(n, _)| n.to_string())
+        .collect();
+    let skip = last_stored.filter(|stored| stored > first).unwrap_or(first - 1);
+    let also = match behind.len() {
+        0 => String::new(),
+        _ => format!("; not stored: line {}, which --skip leaves out", behind.join(", ")),
+    };
+    Some(format!("line {first}: {error}; stored: {sent}; go on with --skip {skip}{also}"))
+}
+
+async fn one(publisher: &dyn Publisher, publication: Publication) -> Result<Published, Fault> {
+    match publisher.publish(vec![publication]).await.pop() {
+        Some(result) => Ok(result?),
+        None => Err(Fault::failed("the broker did not answer for the event")),
+    }
+}
+
+/// Lines as they come, up to [`BATCH`] at once: `tail -f | windlass publish` sends each at once, a file in batches.
+struct Follow {
+    lines: tokio::sync::mpsc::Receiver<std::io::Result<(u64, Vec<u8>)>>,
+}
+
+fn follow(reader: Box<dyn BufRead + Send>, skip: u64) -> Follow {
+    let (sender, lines) = tokio::sync::mpsc::channel(BATCH);
+    // Ends with the input, or once nobody receives; a thread that waits for stdin is left to the process's end.
+    std::thread::spawn(move || {
+        for line in input::lines(reader) {
+            let wanted = line.as_ref().map_or(true, |(number, _)| *number > skip);
+            if wanted && sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    Follow { lines }
+}
+
+impl Follow {
+    async fn next(&mut self) -> Result<Option<Vec<(u64, Vec<u8>)>>, Fault> {
+        let mut batch = Vec::new();
+        let mut lines = Vec::with_capacity(BATCH);
+        if self.lines.recv_many(&mut lines, BATCH).await == 0 {
+            return Ok(None);
+        }
+        for line in lines {
+            batch.push(line.map_err(|error| Fault::failed(format!("reading the data: {error}")))?);
+        }
+        Ok(Some(batch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_in_both_forms() {
+        let header = |text| parse_header(text).map(|(name, value)| format!("{name}|{value}"));
+        assert_eq!(header("x-a=1").as_deref(), Ok("x-a|1"));
+        assert_eq!(header("x-a: 1=2").as_deref(), Ok("x-a|1=2"));
+        assert_eq!(header("x-a=http://h: 1").as_deref(), Ok("x-a|http://h: 1"));
+        assert_eq!(header("x-a=").as_deref(), Ok("x-a|"));
+        for bad in ["x", "=1", ": 1", "a b=1", "a=1\r\nb: 2"] {
+            assert!(header(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_stop_says_how_to_go_on() {
+        let failed =
+            |numbers: &[u64]| -> Vec<(u64, String)> { numbers.iter().map(|n| (*n, "too large".to_owned())).collect() };
+        assert_eq!(stopped(&failed(&[]), Some(9), 9), None);
+        assert_eq!(
+            stopped(&failed(&[7]), Some(6), 6).as_deref(),
+            Some("line 7: too large; stored: 6; go on with --skip 6")
+        );
+        assert_eq!(
+            stopped(&failed(&[7, 9, 12]), Some(10), 8).as_deref(),
+            Some("line 7: too large; stored: 8; go on with --skip 10; not stored: line 7, 9, which --skip leaves out")
+        );
+        assert_eq!(
+            stopped(&failed(&[1]), None, 0).as_deref(),
+            Some("line 1: too large; stored: 0; go on with --skip 0")
+        );
+    }
+}

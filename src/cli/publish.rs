@@ -1,0 +1,143 @@
+//! `publish TOPIC [DATA | @FILE | -]`
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Done;
+use super::event::{self, Bodies, Flags, Sender};
+use super::fault::{FAILED, Fault};
+use super::session::{Connection, Session, did_you_mean};
+use super::shape;
+use crate::broker::{Published, Role};
+use crate::client::Client;
+use crate::message::Topic;
+
+/// Flags of `publish`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  windlass publish reports.finalized '{\"report_id\":17}'
+  windlass publish reports.finalized @report.json --key patient-9 -H 'x-team: billing'
+  jq -c '.[]' reports.json | windlass publish reports.finalized - --lines
+  windlass publish reports.finalized --empty --id nightly-2026-11-21
+
+The id of each event is printed once the broker has confirmed it.")]
+pub struct Arguments {
+    /// The topic
+    topic: Topic,
+    /// The body, @FILE, or - for stdin; without it stdin is read, unless it is a terminal
+    #[arg(value_name = "DATA|@FILE|-")]
+    data: Option<String>,
+    #[command(flatten)]
+    flags: Flags,
+    /// CloudEvents type; else the topic
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
+    /// CloudEvents source; else windlass://NAMESPACE
+    #[arg(long, value_name = "URI")]
+    source: Option<String>,
+    /// The bytes as they are, without attributes
+    #[arg(long, conflicts_with_all = ["id", "kind", "source"])]
+    bare: bool,
+    /// SQLite: store it although no queue hears the topic
+    #[arg(long)]
+    allow_unheard: bool,
+}
+
+/// Publishes.
+pub fn run(session: Session, arguments: Arguments) -> Done {
+    let bodies = event::bodies(arguments.data.as_deref(), &arguments.flags)?;
+    if let Bodies::One(body) = &bodies
+        && let Some(doubt) = event::doubt(body, &arguments.flags, arguments.bare)
+    {
+        session.note(doubt);
+    }
+    if arguments.flags.dry_run {
+        return dry_run(&session, &arguments, bodies);
+    }
+    session.with_broker(Role::Producer, "publish", async |connection: Connection| {
+        let mut out = session.output();
+        let publisher = connection.broker.publisher();
+        let client = Client::new(publisher.clone(), connection.config.namespace.clone());
+        let compose = |body: Vec<u8>| {
+            let mut draft = arguments.flags.apply(client.publish_bytes(arguments.topic.as_str(), body));
+            if let Some(kind) = &arguments.kind {
+                draft = draft.kind(kind);
+            }
+            if let Some(source) = &arguments.source {
+                draft = draft.source(source);
+            }
+            if arguments.bare {
+                draft = draft.bare();
+            }
+            if arguments.allow_unheard {
+                draft = draft.allow_unheard();
+            }
+            draft.publication()
+        };
+        let sender = Sender { publisher, compose: &compose };
+        event::send(
+            &sender,
+            bodies,
+            arguments.flags.skip,
+            &mut out,
+            session.global.quiet,
+            |out, publication, published| {
+                let id = (!arguments.bare).then_some(publication.id.as_str());
+                if session.json() {
+                    out.json(&shape::Published { id, topic: arguments.topic.as_str(), queues: published.queues })
+                } else {
+                    // A bare event gets its id from where it lies.
+                    out.line(id.unwrap_or("-"))
+                }
+            },
+        )
+        .await?;
+        out.flush()?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Says who would hear it. Creates nothing.
+fn dry_run(session: &Session, arguments: &Arguments, bodies: Bodies) -> Done {
+    let count = count(bodies, arguments.flags.skip)?;
+    session.with_broker(Role::Reader, "publish", async |connection: Connection| {
+        let known = connection.broker.inspect().queues().await?;
+        let topic = arguments.topic.as_str();
+        // Wildcards are the broker's to match.
+        let exact = !connection.config.broker.starts_with("nats") && !connection.config.broker.starts_with("tls");
+        let hearing = known.iter().filter(|queue| queue.topics.iter().any(|heard| heard == topic)).count();
+        let published = Published { queues: exact.then_some(u32::try_from(hearing).unwrap_or(u32::MAX)) };
+        if exact && hearing == 0 && !arguments.allow_unheard {
+            let topics = known.iter().flat_map(|queue| queue.topics.iter().map(String::as_str));
+            let near = did_you_mean(topic, topics);
+            return Err(Fault::new(
+                FAILED,
+                format!("no queue hears topic {topic:?}{near}; --allow-unheard stores it all the same"),
+            ));
+        }
+        session.note(format_args!("dry run: {count} events would be published to {topic}"));
+        if session.json() {
+            let mut out = session.output();
+            out.json(&shape::Published { id: arguments.flags.id.as_deref(), topic, queues: published.queues })?;
+            out.flush()?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// How many events there would be.
+pub fn count(bodies: Bodies, skip: u64) -> Result<u64, Fault> {
+    match bodies {
+        Bodies::One(_) => Ok(1),
+        Bodies::Lines(reader) => {
+            let mut count = 0;
+            for line in super::input::lines(reader) {
+                let (number, _) = line.map_err(|error| Fault::failed(format!("reading the data: {error}")))?;
+                count += u64::from(number > skip);
+            }
+            Ok(count)
+        }
+    }
+}

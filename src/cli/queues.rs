@@ -1,0 +1,121 @@
+//! `queues list` and `queues forget QUEUE`
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::Done;
+use super::output::Paint;
+use super::session::{Connection, Session};
+use super::shape::{Forgotten, KnownQueue};
+use super::table::{Table, count, cut, grouped, number, text};
+use crate::broker::Role;
+use crate::message::QueueName;
+
+/// The verbs of `queues`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List the queues that the broker knows of this namespace
+    #[command(
+        alias = "ls",
+        after_help = "\
+Examples:
+  windlass queues list
+  windlass queues list --json | jq -r .name"
+    )]
+    List,
+    /// Remove a queue's consumer and work records; its dead letters stay
+    #[command(alias = "rm")]
+    Forget(ForgetArguments),
+}
+
+/// Flags of `queues forget`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  windlass queues forget old_invoice
+  windlass queues forget old_invoice --yes   # although jobs are left in it: they are gone with it
+
+Not while workers are attached. What is published from then on no longer goes to this queue.")]
+struct ForgetArguments {
+    /// The queue
+    queue: QueueName,
+    /// Although jobs are left in it
+    #[arg(short, long)]
+    yes: bool,
+    /// Say what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Carries the verb out.
+pub fn run(session: Session, arguments: Arguments) -> Done {
+    match arguments.verb {
+        Verb::List => list(session),
+        Verb::Forget(arguments) => forget(session, arguments),
+    }
+}
+
+fn list(session: Session) -> Done {
+    session.with_broker(Role::Reader, "queues list", async |connection: Connection| {
+        let mut queues = connection.broker.inspect().queues().await?;
+        queues.sort_by(|a, b| a.name.cmp(&b.name));
+        let mut out = session.output();
+        if session.json() {
+            for queue in queues {
+                out.json(&KnownQueue { name: queue.name.to_string(), topics: queue.topics, workers: queue.workers })?;
+            }
+        } else if queues.is_empty() {
+            session.note("the broker knows no queue yet; `windlass run` makes those of the configuration known");
+        } else {
+            let mut table = Table::new(&[text("QUEUE"), number("WORKERS"), cut("TOPICS")]);
+            for queue in queues {
+                let topics = match queue.topics.len() {
+                    0 => ("(only what is enqueued)".to_owned(), Some(Paint::Dim)),
+                    _ => (queue.topics.join(", "), None),
+                };
+                table.row(vec![(queue.name.to_string(), Some(Paint::Bold)), count(queue.workers, None), topics]);
+            }
+            out.line(table)?;
+        }
+        out.flush()?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn forget(session: Session, arguments: ForgetArguments) -> Done {
+    session.with_broker(Role::Reader, "queues forget", async |connection: Connection| {
+        let queue = &arguments.queue;
+        let inspect = connection.broker.inspect();
+        let jobs = if arguments.dry_run {
+            // An unknown queue is an error here too.
+            inspect.status(std::slice::from_ref(queue)).await?;
+            None
+        } else {
+            Some(inspect.forget(queue, arguments.yes).await?)
+        };
+        let mut out = session.output();
+        if session.json() {
+            out.json(&Forgotten { queue: queue.as_str(), jobs, dry_run: arguments.dry_run })?;
+        } else {
+            match jobs {
+                None => session.note(format_args!("dry run: {queue} would be forgotten")),
+                Some(0) => session.note(format_args!("{queue} is forgotten")),
+                Some(jobs) => session.note(format_args!("{queue} is forgotten, and {} jobs with it", grouped(jobs))),
+            }
+        }
+        out.flush()?;
+        if connection.config.queues.contains_key(queue) {
+            session.note(format_args!(
+                "note: {queue} is still in the configuration; the next `windlass run`, `publish` or `enqueue` makes it known again"
+            ));
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
