@@ -1,11 +1,14 @@
 //! Config -> build -> App -> run; the only file that knows every module.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::broker::{self, Broker, Options, Role};
 use crate::config::Config;
 use crate::handler::Registry;
 use crate::shutdown::Shutdown;
+use crate::telemetry::log;
+use crate::time::Clock;
 
 /// What keeps an application from starting or ended it early.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +32,35 @@ impl Error {
 }
 
 /// The broker options that a configuration says, for a process in this role.
-pub fn options(_config: &Config, _role: Role) -> Options {
-    unimplemented!()
+pub fn options(config: &Config, role: Role) -> Options {
+    let queues = config.queues.iter().map(|(name, queue)| broker::Queue {
+        name: name.clone(),
+        topics: queue.topics.clone(),
+        job: queue.job.clone(),
+        slots: config.slots(name),
+        ordered: queue.ordered,
+        start: queue.start,
+        max_crashes: queue.max_crashes,
+        keep_dead: queue.keep_dead,
+    });
+    Options {
+        namespace: config.namespace.clone(),
+        namespace_set: config.namespace_set,
+        role,
+        timeout: REQUEST_TIMEOUT,
+        lease: config.worker.lease,
+        grace: config.worker.grace,
+        queues: queues.collect(),
+        worker: log::worker_name().into(),
+        clock: Clock::System,
+        sqlite: config.sqlite.clone(),
+        nats: config.nats.clone(),
+        kafka: config.kafka.clone(),
+    }
 }
+
+/// How long one request to the broker may take, unless `--timeout` says otherwise.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connects to the configured broker in this role. Must be called within a tokio runtime, which the broker's own
 /// tasks live on.
@@ -56,7 +85,7 @@ pub struct RunOptions {
     /// Only these queues; all where empty.
     pub queues: Vec<crate::message::QueueName>,
     /// Leave once nothing is ready, running or to be retried within this time.
-    pub burst: Option<std::time::Duration>,
+    pub burst: Option<Duration>,
     /// `--from`: where groups whose offsets have expired begin.
     pub from: Option<broker::Start>,
 }
