@@ -1,0 +1,97 @@
+//! What the writer is asked to do.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::desk::Desk;
+use super::writer::Writer;
+use crate::broker::delivery::Delivery;
+use crate::broker::{Disposition, Error, Publication, Published, Settled};
+
+/// A wish of one of the handles.
+pub enum Command {
+    /// A source waits for deliveries.
+    Want(i64),
+    /// Settlements of one queue.
+    Settle(Vec<Item>),
+    /// The starts of these are to be stored.
+    Mark {
+        /// Their queue.
+        desk: Arc<Desk>,
+        /// Their events.
+        events: Vec<i64>,
+        /// Whether each was.
+        reply: oneshot::Sender<Vec<bool>>,
+    },
+    /// A delivery was dropped.
+    Release {
+        /// Its queue.
+        queue: i64,
+        /// Its event.
+        event: i64,
+    },
+    /// Messages to be stored.
+    Publish(Post),
+    /// Anything rare, in a transaction of its own.
+    Call(Call),
+    /// Give everything back and end.
+    Close(oneshot::Sender<()>),
+}
+
+/// Something rare that needs the writer's connection.
+pub type Call = Box<dyn for<'a> FnOnce(&'a mut Writer) -> BoxFuture<'a, ()> + Send>;
+
+/// One settlement on its way.
+pub struct Item {
+    /// Its queue.
+    pub desk: Arc<Desk>,
+    /// What is settled; its duty is ours.
+    pub delivery: Delivery,
+    /// How.
+    pub disposition: Disposition,
+    /// Where the result goes.
+    pub ticket: Arc<Ticket<Settled>>,
+    /// Its place there.
+    pub index: usize,
+}
+
+/// Publications on their way, which are stored together.
+pub struct Post {
+    /// What is to be stored.
+    pub batch: Vec<Publication>,
+    /// Where the results go.
+    pub reply: oneshot::Sender<Vec<Result<Published, Error>>>,
+    /// After this trying again ends.
+    pub deadline: tokio::time::Instant,
+}
+
+/// Collects results of a batch whose members may end at different times.
+pub struct Ticket<T> {
+    state: Mutex<(Vec<Option<T>>, usize, Option<oneshot::Sender<Vec<T>>>)>,
+}
+
+impl<T> Ticket<T> {
+    /// For so many results.
+    pub fn new(count: usize, reply: oneshot::Sender<Vec<T>>) -> Arc<Self> {
+        let empty = std::iter::repeat_with(|| None).take(count).collect();
+        Arc::new(Self { state: Mutex::new((empty, count, Some(reply))) })
+    }
+
+    /// One result; the last one sends them all.
+    pub fn put(&self, index: usize, result: T) {
+        let mut state = self.state.lock();
+        if state.0[index].replace(result).is_none() {
+            state.1 -= 1;
+        }
+        if state.1 == 0 {
+            let results = std::mem::take(&mut state.0);
+            if let Some(reply) = state.2.take() {
+                // Whoever asked may have lost interest; the settlement is stored all the same.
+                let _ = reply.send(results.into_iter().flatten().collect());
+            }
+        }
+    }
+}

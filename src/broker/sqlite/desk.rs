@@ -1,0 +1,216 @@
+//! Where a queue's source and the writer meet, and what of the queue this process has in hand.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::command::Command;
+use crate::broker::delivery::{Delivery, Leases, Lost, Token};
+use crate::broker::{Credit, Error, Queue, Trouble};
+use crate::time::Timestamp;
+
+/// One queue that this process works.
+pub struct Desk {
+    /// The queue as configured.
+    pub queue: Queue,
+    /// Its number in the file.
+    pub id: i64,
+    commands: mpsc::UnboundedSender<Command>,
+    state: Mutex<State>,
+    arrived: Notify,
+    hands: Mutex<Hands>,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What the `receive` that waits now may be given.
+    asked: Option<Credit>,
+    /// The writer looks on its behalf; there will be exactly one answer, even where it is gone by then.
+    looking: bool,
+    inbox: Vec<Delivery>,
+    failed: Option<Error>,
+    stopped: bool,
+}
+
+impl State {
+    fn wish(&self) -> Option<Credit> {
+        self.asked.filter(|_| !self.looking && !self.stopped && self.inbox.is_empty())
+    }
+}
+
+type Hands = HashMap<i64, Hand, foldhash::fast::FixedState>;
+
+/// A unit in hand, from claiming it until it is settled or given back.
+#[derive(Clone)]
+pub struct Hand {
+    /// The attempt that it was claimed for.
+    pub attempt: u32,
+    /// It came from the suspects.
+    pub suspect: bool,
+    /// Several queues heard its event.
+    pub shared: bool,
+    /// There is a row of `record` for it.
+    pub recorded: bool,
+    /// When it was claimed.
+    pub claimed: Timestamp,
+    /// The lease was lost, and with it the right to settle.
+    pub stale: bool,
+    /// Given out to who asked for it.
+    pub lost: Option<CancellationToken>,
+}
+
+impl Desk {
+    /// A desk without anything on it.
+    pub fn new(queue: Queue, id: i64, commands: mpsc::UnboundedSender<Command>) -> Self {
+        let hands = Mutex::new(HashMap::with_hasher(foldhash::fast::FixedState::default()));
+        Self { queue, id, commands, state: Mutex::default(), arrived: Notify::new(), hands, trouble: Mutex::default() }
+    }
+
+    /// Waits for deliveries; see [`Source::receive`](crate::broker::Source::receive).
+    ///
+    /// # Cancel safety
+    /// Dropped, it withdraws its wish; what the writer was already fetching waits in the inbox.
+    pub async fn receive(&self, credit: Credit) -> Result<Vec<Delivery>, Error> {
+        let _withdraw = Withdraw(self);
+        let mut told = false;
+        loop {
+            let arrived = self.arrived.notified();
+            {
+                let mut state = self.state.lock();
+                if let Some(error) = state.failed.take() {
+                    return Err(error);
+                }
+                if !state.inbox.is_empty() {
+                    let count = state.inbox.len().min(credit.jobs.max(1));
+                    return Ok(state.inbox.drain(..count).collect());
+                }
+                if state.stopped {
+                    return Ok(Vec::new());
+                }
+                state.asked = Some(credit);
+            }
+            if !std::mem::replace(&mut told, true) {
+                // Fails only once the writer has ended, which `fail` has said.
+                let _ = self.commands.send(Command::Want(self.id));
+            }
+            arrived.await;
+        }
+    }
+
+    /// The credit that a source waits with, to look on its behalf: [`Desk::answer`] must follow.
+    pub fn take_wish(&self) -> Option<Credit> {
+        let mut state = self.state.lock();
+        let credit = state.wish()?;
+        state.looking = true;
+        Some(credit)
+    }
+
+    /// Whether a source waits and nobody looks yet.
+    pub fn is_wanted(&self) -> bool {
+        self.state.lock().wish().is_some()
+    }
+
+    /// Ends a look.
+    pub fn answer(&self, found: Vec<Delivery>) {
+        let refused = {
+            let mut state = self.state.lock();
+            state.looking = false;
+            if state.stopped {
+                found
+            } else {
+                state.inbox.extend(found);
+                if !state.inbox.is_empty() {
+                    self.arrived.notify_one();
+                }
+                Vec::new()
+            }
+        };
+        // Gives back, which takes locks of its own.
+        drop(refused);
+    }
+
+    /// Nothing will ever arrive any more.
+    pub fn fail(&self, error: Error) {
+        self.state.lock().failed = Some(error);
+        self.arrived.notify_one();
+    }
+
+    /// Ends intake; what lies in the inbox is given back.
+    pub fn stop(&self) {
+        let inbox = {
+            let mut state = self.state.lock();
+            state.stopped = true;
+            std::mem::take(&mut state.inbox)
+        };
+        drop(inbox);
+        self.arrived.notify_one();
+    }
+
+    /// Begins intake again: the queue was opened a second time.
+    pub fn reopen(&self) {
+        self.state.lock().stopped = false;
+    }
+
+    /// What is in hand.
+    pub fn hands<R>(&self, look: impl FnOnce(&mut Hands) -> R) -> R {
+        look(&mut self.hands.lock())
+    }
+
+    /// All leases are lost: who runs on is told, and settles in vain.
+    pub fn lose_all(&self) {
+        self.hands(|hands| {
+            for hand in hands.values_mut() {
+                hand.stale = true;
+                if let Some(lost) = &hand.lost {
+                    lost.cancel();
+                }
+            }
+        });
+    }
+
+    /// What keeps it from settling now.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.trouble.lock().clone()
+    }
+
+    /// Sets what [`Desk::trouble`] says.
+    pub fn set_trouble(&self, trouble: Option<Trouble>) {
+        *self.trouble.lock() = trouble;
+    }
+}
+
+impl Leases for Desk {
+    fn release(&self, token: Token) {
+        // Fails only once the writer has ended, which gave everything back.
+        let _ = self.commands.send(Command::Release { queue: self.id, event: token.0 as i64 });
+    }
+
+    fn lost(&self, token: Token) -> Lost {
+        self.hands(|hands| match hands.get_mut(&(token.0 as i64)) {
+            Some(hand) => {
+                let lost = hand.lost.get_or_insert_with(CancellationToken::new).clone();
+                if hand.stale {
+                    lost.cancel();
+                }
+                lost
+            }
+            None => {
+                let lost = CancellationToken::new();
+                lost.cancel();
+                lost
+            }
+        })
+    }
+}
+
+/// Takes the wish back when a `receive` ends, whichever way.
+struct Withdraw<'a>(&'a Desk);
+
+impl Drop for Withdraw<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().asked = None;
+    }
+}
