@@ -6,6 +6,8 @@
 mod builtin;
 mod context;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod function;
 pub mod http;
 mod registry;
@@ -14,7 +16,7 @@ use futures_util::future::BoxFuture;
 
 pub use context::{Context, Shared};
 pub use error::{Error, Verdict};
-pub use function::IntoHandler;
+pub use function::{Arguments, IntoHandler};
 pub use registry::{Entry, Registry, Threading};
 
 /// What a handler answers when it is done: nothing, unless somebody asked for the result
@@ -23,6 +25,7 @@ pub type Output = Option<serde_json::Value>;
 
 /// Runs one attempt of a job.
 pub trait Handler: Send + Sync + 'static {
-    /// One attempt. The event is in the context. Panics are caught by the worker.
+    /// One attempt. The event is in the context. Panics are caught by the worker. A handler registered by
+    /// [`Registry::handler`] gets only events whose JSON content is JSON.
     fn call(&self, cx: Context) -> BoxFuture<'static, Result<Output, Error>>;
 }
