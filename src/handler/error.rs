@@ -91,10 +91,41 @@ impl<E: std::error::Error + 'static> From<E> for Error {
     }
 }
 
-/// `alloc::io::Error<T>` -> `io::Error`: the last two path segments, without generics.
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// `std::io::error::Error` -> `io::Error`: the last two path segments, without generics and without the module that
+/// errors often live in.
 fn type_name<T>() -> String {
     let full = std::any::type_name::<T>();
     let plain = full.split('<').next().unwrap_or(full);
-    let segments: Vec<&str> = plain.split("::").collect();
+    let segments: Vec<&str> = plain.split("::").filter(|segment| !matches!(*segment, "error" | "errors")).collect();
     segments[segments.len().saturating_sub(2)..].join("::")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot print")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn any_error_becomes_a_retryable_one() {
+        fn fails() -> Result<(), Error> {
+            Err(Outer(std::io::Error::other("no paper")))?;
+            Ok(())
+        }
+        let error = fails().expect_err("it fails");
+        assert_eq!(
+            (error.verdict(), error.kind(), error.message()),
+            (Verdict::Retry, "tests::Outer", "cannot print: no paper")
+        );
+        assert_eq!(Error::from(std::io::Error::other("x")).kind(), "io::Error");
+        assert_eq!(error.to_string(), "cannot print: no paper");
+    }
 }

@@ -9,14 +9,51 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Context, Error, Handler, Output};
+use crate::message::{Event, Malformed};
 
 /// A function that can be registered as a job: `async fn(Args, Context) -> Result<T, Error>`, or without the
-/// context. `Args` is anything that deserialises from the event's JSON; use `serde_json::Value` to take any JSON,
-/// or [`Event`](crate::message::Event) from [`Context::event`] to read bytes.
+/// context; likewise without `async` for [`Registry::blocking`](super::Registry::blocking).
+///
+/// - `Args` is anything that deserialises from the event's JSON (`serde_json::Value` takes any), or the [`Event`]
+///   itself, to read bytes. An event without a body is `null`: `()` and `Option<..>` take it.
+/// - `T` is anything that serialises: what `windlass try` prints. Nothing else reads it.
+///
+/// ```
+/// use windlass::{Context, Error, Registry};
+/// use windlass::message::Event;
+///
+/// #[derive(serde::Deserialize)]
+/// struct Report { report_id: u64 }
+///
+/// async fn invoice(report: Report, cx: Context) -> Result<u64, Error> {
+///     tracing::info!(report.report_id, attempt = cx.attempt(), "invoicing");
+///     Ok(report.report_id)
+/// }
+///
+/// async fn archive(event: Event) -> Result<(), Error> {
+///     std::fs::write(format!("/archive/{}", event.id), &event.data)?;
+///     Ok(())
+/// }
+///
+/// fn render(report: Report, cx: Context) -> Result<(), Error> {
+///     while !cx.is_cancelled() && report.report_id == 0 {}
+///     Ok(())
+/// }
+///
+/// let registry = Registry::new().job("invoice", invoice).job("archive", archive).blocking("render", render);
+/// ```
+///
+/// What cannot be a job does not compile, and the compiler says what was expected:
+///
+/// ```compile_fail
+/// struct Report; // cannot be deserialised
+/// async fn invoice(report: Report) -> Result<(), windlass::Error> { Ok(()) }
+/// windlass::Registry::new().job("invoice", invoice);
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a job",
     label = "expected `async fn(Args) -> Result<T, windlass::Error>` or `async fn(Args, Context) -> Result<T, windlass::Error>`",
-    note = "`Args` must implement `serde::Deserialize`, `T` must implement `serde::Serialize`, and the future must be `Send`",
+    note = "`Args` must implement `serde::Deserialize` (or be `windlass::message::Event`), `T` must implement `serde::Serialize`, and the future must be `Send`",
     note = "a function that blocks is registered with `.blocking(name, function)`"
 )]
 pub trait IntoHandler<A>: Send + Sync + 'static {
@@ -35,7 +72,7 @@ impl<F, Fut, A, T> IntoHandler<WithContext<(A, T)>> for F
 where
     F: Fn(A, Context) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<T, Error>> + Send + 'static,
-    A: DeserializeOwned + Send + 'static,
+    A: Arguments,
     T: Serialize + 'static,
 {
     fn into_handler(self) -> impl Handler {
@@ -47,7 +84,7 @@ impl<F, Fut, A, T> Handler for Function<F, WithContext<(A, T)>>
 where
     F: Fn(A, Context) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<T, Error>> + Send + 'static,
-    A: DeserializeOwned + Send + 'static,
+    A: Arguments,
     T: Serialize + 'static,
 {
     fn call(&self, cx: Context) -> BoxFuture<'static, Result<Output, Error>> {
@@ -65,7 +102,7 @@ impl<F, Fut, A, T> IntoHandler<ArgsOnly<(A, T)>> for F
 where
     F: Fn(A) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<T, Error>> + Send + 'static,
-    A: DeserializeOwned + Send + 'static,
+    A: Arguments,
     T: Serialize + 'static,
 {
     fn into_handler(self) -> impl Handler {
@@ -77,7 +114,7 @@ impl<F, Fut, A, T> Handler for Function<F, ArgsOnly<(A, T)>>
 where
     F: Fn(A) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<T, Error>> + Send + 'static,
-    A: DeserializeOwned + Send + 'static,
+    A: Arguments,
     T: Serialize + 'static,
 {
     fn call(&self, cx: Context) -> BoxFuture<'static, Result<Output, Error>> {
@@ -96,7 +133,7 @@ pub struct Blocking<F>(pub(super) F);
 impl<F, A, T> IntoHandler<(A, T)> for Blocking<F>
 where
     F: Fn(A, Context) -> Result<T, Error> + Send + Sync + 'static,
-    A: DeserializeOwned + Send + 'static,
+    A: Arguments,
     T: Serialize + 'static,
 {
     fn into_handler(self) -> impl Handler {
@@ -107,7 +144,7 @@ where
 impl<F, A, T> Handler for Function<F, (A, T)>
 where
     F: Fn(A, Context) -> Result<T, Error> + Send + Sync + 'static,
-    A: DeserializeOwned + Send + 'static,
+    A: Arguments,
     T: Serialize + 'static,
 {
     /// The future blocks at its first poll; the worker polls it on a thread of the blocking pool.
@@ -122,11 +159,30 @@ where
     }
 }
 
-fn arguments<A: DeserializeOwned>(cx: &Context) -> Result<A, Error> {
-    let data = &cx.event().data;
-    let bytes: &[u8] = if data.is_empty() { b"null" } else { data };
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::malformed(format_args!("arguments do not fit job {}: {error}", cx.job())))
+/// What a job takes: anything that deserialises from JSON, or the [`Event`].
+pub trait Arguments: Send + Sized + 'static {
+    /// Reads the event's data. This is where JSON content that is not JSON is found out, with the one parse that a
+    /// typed job needs anyway.
+    fn read(event: &Event) -> Result<Self, Malformed>;
+}
+
+impl<A: DeserializeOwned + Send + 'static> Arguments for A {
+    fn read(event: &Event) -> Result<Self, Malformed> {
+        let bytes: &[u8] = if event.data.is_empty() { b"null" } else { &event.data };
+        serde_json::from_slice(bytes).map_err(|error| Malformed(error.to_string()))
+    }
+}
+
+impl Arguments for Event {
+    fn read(event: &Event) -> Result<Self, Malformed> {
+        event.check()?;
+        Ok(event.clone())
+    }
+}
+
+fn arguments<A: Arguments>(cx: &Context) -> Result<A, Error> {
+    A::read(cx.event())
+        .map_err(|malformed| Error::malformed(format_args!("arguments do not fit job {}: {malformed}", cx.job())))
 }
 
 fn output<T: Serialize>(result: &T, wanted: bool) -> Result<Output, Error> {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Handler, IntoHandler, builtin, function};
+use futures_util::future::BoxFuture;
+
+use super::{Context, Error, Handler, IntoHandler, Output, builtin, function};
 use crate::message::JobName;
 use crate::worker::retry;
 
@@ -65,15 +67,15 @@ impl Registry {
         self.insert(name, Arc::new(function::Blocking(function).into_handler()), Threading::Blocking)
     }
 
-    /// Registers something that implements [`Handler`] itself.
+    /// Registers something that implements [`Handler`] itself. It does not run for JSON content that is not JSON.
     ///
     /// # Panics
     /// As [`Registry::job`].
     pub fn handler(self, name: &str, handler: Arc<dyn Handler>) -> Self {
-        self.insert(name, handler, Threading::Async)
+        self.insert(name, Arc::new(Checked(handler)), Threading::Async)
     }
 
-    /// The timeout of the job registered last.
+    /// The timeout of a registered job.
     pub fn timeout(mut self, name: &str, timeout: Duration) -> Self {
         self.entry_mut(name).timeout = Some(timeout);
         self
@@ -118,5 +120,115 @@ impl Registry {
         let entry = Entry { handler, threading, timeout: None, retry: None };
         assert!(self.jobs.insert(name.clone(), entry).is_none(), "job {name:?} is registered twice");
         self
+    }
+}
+
+/// Checks what a typed function finds out by parsing.
+struct Checked(Arc<dyn Handler>);
+
+impl Handler for Checked {
+    fn call(&self, cx: Context) -> BoxFuture<'static, Result<Output, Error>> {
+        match cx.event().check() {
+            Ok(()) => self.0.call(cx),
+            Err(malformed) => Box::pin(std::future::ready(Err(Error::malformed(malformed)))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::{Verdict, fixture};
+    use crate::message::Event;
+
+    #[derive(serde::Deserialize)]
+    struct Report {
+        report_id: u64,
+    }
+
+    async fn doubled(report: Report, cx: Context) -> Result<u64, Error> {
+        Ok(report.report_id * 2 * u64::from(cx.attempt()))
+    }
+
+    async fn length(event: Event) -> Result<usize, Error> {
+        Ok(event.data.len())
+    }
+
+    async fn nothing((): ()) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn blocking(report: Report, _: Context) -> Result<u64, Error> {
+        let number: u64 = "x".parse().or_else(|error| if report.report_id == 7 { Err(error) } else { Ok(1) })?;
+        Ok(number)
+    }
+
+    struct Raw;
+
+    impl Handler for Raw {
+        fn call(&self, cx: Context) -> BoxFuture<'static, Result<Output, Error>> {
+            Box::pin(async move { Ok(Some(cx.event().data.len().into())) })
+        }
+    }
+
+    fn registry() -> Registry {
+        Registry::new()
+            .job("doubled", doubled)
+            .job("length", length)
+            .job("nothing", nothing)
+            .blocking("blocking", blocking)
+            .handler("raw", Arc::new(Raw))
+    }
+
+    async fn run(job: &str, content_type: Option<&str>, body: &[u8]) -> Result<Output, Error> {
+        let headers: Vec<_> = content_type.into_iter().map(|content_type| ("content-type", content_type)).collect();
+        let cx = fixture::context(fixture::event(&headers, body), 3, true).await;
+        registry().get(job).expect("registered").handler.call(cx).await
+    }
+
+    #[tokio::test]
+    async fn functions_get_what_they_ask_for() {
+        assert_eq!(run("doubled", None, b"{\"report_id\":7,\"more\":[]}").await.expect("done"), Some(42.into()));
+        assert_eq!(run("length", Some("image/png"), b"\xff\xff").await.expect("done"), Some(2.into()));
+        assert_eq!(run("nothing", None, b"").await.expect("done"), Some(serde_json::Value::Null));
+        assert_eq!(run("raw", None, b"hello").await.expect("done"), Some(5.into()));
+        assert_eq!(run("blocking", None, b"{\"report_id\":1}").await.expect("done"), Some(1.into()));
+        let error = run("blocking", None, b"{\"report_id\":7}").await.expect_err("no number");
+        assert_eq!((error.verdict(), error.kind()), (Verdict::Retry, "num::ParseIntError"));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_malformed_for_every_kind_of_job() {
+        for (job, content_type, body) in [
+            ("doubled", None, &b"{\"report_id\":\"x\"}"[..]),
+            ("doubled", None, b"hello"),
+            ("doubled", None, b""),
+            ("doubled", Some("application/json"), b"{\"report_id\":7} x"),
+            ("nothing", None, b"1"),
+            ("length", Some("application/json"), b"{"),
+            ("raw", Some("application/json"), b"{"),
+            ("log", Some("application/json"), b"{"),
+            ("blocking", None, b"[]"),
+        ] {
+            let error = run(job, content_type, body).await.expect_err(job);
+            assert_eq!(error.verdict(), Verdict::Malformed, "{job}: {}", error.message());
+        }
+        let error = run("doubled", None, b"{}").await.expect_err("a field is missing");
+        assert_eq!(error.message(), "arguments do not fit job job: missing field `report_id` at line 1 column 2");
+    }
+
+    #[test]
+    fn names_are_known_built_in_ones_included() {
+        assert_eq!(registry().names(), ["blocking", "doubled", "fail", "length", "log", "nothing", "raw", "sleep"]);
+        assert_eq!(registry().get("blocking").map(|entry| entry.threading), Some(Threading::Blocking));
+        assert!(registry().get("absent").is_none());
+        let own = Registry::new().job("log", nothing).timeout("log", Duration::from_secs(1));
+        assert_eq!(own.get("log").and_then(|entry| entry.timeout), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    #[should_panic(expected = "registered twice")]
+    fn a_name_is_taken_once() {
+        let _ = Registry::new().job("a", nothing).job("a", nothing);
     }
 }
