@@ -1,0 +1,470 @@
+//! The judge: from what was published, run and broken to what is wrong with it. Pure.
+//!
+//! It knows nothing of the worker but what its fine print promises (INTERFACE 8), and believes nothing that the
+//! worker says of itself.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::time::Duration;
+
+use super::record::{Record, What};
+
+/// All that the judge is told.
+#[derive(Clone, Debug, Default)]
+pub struct Story {
+    /// What the broker confirmed, once for each queue that had to get it.
+    pub jobs: Vec<Job>,
+    /// What handlers wrote.
+    pub records: Vec<Record>,
+    /// What was broken on purpose.
+    pub faults: Vec<Fault>,
+    /// The dead letters at the end.
+    pub letters: Vec<Letter>,
+    /// What the broker says it still holds of each queue at the end, dead letters aside.
+    pub left: BTreeMap<String, u64>,
+    /// What the workers were told.
+    pub rules: Rules,
+}
+
+/// A job as its publisher knows it.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its number.
+    pub number: u64,
+    /// The queue that has to run it.
+    pub queue: String,
+    /// Where the queue is in key order: the key, and its place among those of its key.
+    pub key: Option<(String, u64)>,
+    /// How it has to end.
+    pub ends: Ends,
+    /// After so many attempts.
+    pub attempts: u32,
+    /// The payload, byte for byte.
+    pub body: Vec<u8>,
+}
+
+/// How a job ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// It succeeds.
+    Done,
+    /// It becomes a dead letter with this reason.
+    Dead(&'static str),
+}
+
+/// A dead letter as the broker gives it.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    /// The job's number, by its event id.
+    pub number: u64,
+    /// Its queue.
+    pub queue: String,
+    /// Its reason.
+    pub reason: String,
+    /// The attempts that it says were made.
+    pub attempts: u32,
+    /// How often it was replayed before.
+    pub replays: u32,
+    /// The payload.
+    pub body: Vec<u8>,
+}
+
+/// Something that was broken on purpose. Times are of the records' clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The worker it hit; `None`: every worker, because the broker was hit.
+    pub pid: Option<u32>,
+    /// From when.
+    pub from: u64,
+    /// Until when; of a kill the same.
+    pub to: u64,
+    /// What.
+    pub kind: Kind,
+}
+
+/// What was done to a worker, or to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `kill -9`.
+    Killed,
+    /// Stopped, or cut off from the broker.
+    Frozen,
+    /// Told to leave.
+    Left,
+    /// The broker was killed, restarted or changed its leader.
+    Broker,
+}
+
+/// What the workers were told.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Slots of one worker, over all queues.
+    pub slots: usize,
+    /// Its lease.
+    pub lease: Duration,
+    /// Its grace.
+    pub grace: Duration,
+    /// The delay after the first failed attempt, by how much it grows, and the longest.
+    pub retry: (Duration, f64, Duration),
+    /// Crashes that condemn a job.
+    pub max_crashes: usize,
+    /// The longest that a finished job may be unconfirmed on a slow machine.
+    pub unconfirmed: Duration,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            slots: 8,
+            lease: Duration::from_secs(1),
+            grace: Duration::from_secs(5),
+            retry: (Duration::from_millis(100), 2.0, Duration::from_secs(1)),
+            max_crashes: 3,
+            unconfirmed: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rule {
+    /// It neither succeeded nor is it a dead letter, and the broker has it no more.
+    Lost,
+    /// It did not end, and the broker or a worker still has it.
+    Stuck,
+    /// It was run again, and nothing explains why.
+    Duplicate,
+    /// An attempt was skipped, counted twice, used up by a crash or given back.
+    Attempt,
+    /// A retry began before it was due.
+    Early,
+    /// A key's later job began before the earlier one had ended.
+    Order,
+    /// Two workers, or one twice, ran it at the same time.
+    Owners,
+    /// It ended otherwise than it should have.
+    Ending,
+    /// Two dead letters of one failure.
+    LetterTwice,
+    /// A dead letter that is not, byte for byte, what was published.
+    LetterBytes,
+    /// More jobs at once than slots.
+    Slots,
+    /// A run of something that was never published, or for a queue that should not have it.
+    Unknown,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which rule.
+    pub rule: Rule,
+    /// What was seen.
+    pub what: String,
+}
+
+/// What the judge found.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// All that is wrong.
+    pub findings: Vec<Finding>,
+    /// Runs in all.
+    pub runs: usize,
+    /// Runs beyond the first of an attempt, each explained by a fault.
+    pub explained: usize,
+    /// Dead letters.
+    pub letters: usize,
+}
+
+impl Verdict {
+    /// The rules that were broken.
+    pub fn rules(&self) -> HashSet<Rule> {
+        self.findings.iter().map(|finding| finding.rule).collect()
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { findings, runs, explained, letters } = self;
+        write!(f, "{runs} runs, {explained} of them again and explained, {letters} dead letters, ")?;
+        writeln!(f, "{} wrong", findings.len())?;
+        findings.iter().take(40).try_for_each(|finding| writeln!(f, "  {:?}: {}", finding.rule, finding.what))
+    }
+}
+
+/// A run, put together from its records.
+#[derive(Clone, Debug)]
+struct Run {
+    attempt: u32,
+    pid: u32,
+    start: u64,
+    /// When it ended or its worker was killed; `u64::MAX`: never.
+    end: u64,
+    /// How it ended; `None`: its worker was killed, or it still runs.
+    how: Option<What>,
+}
+
+impl Run {
+    fn failed(&self) -> bool {
+        matches!(self.how, Some(What::Failed | What::Refused | What::Panicked | What::TimedOut))
+    }
+}
+
+type Runs = HashMap<(String, u64), Vec<Run>>;
+
+/// A wall clock in milliseconds stands between a failure and its retry, and the two clocks drift a little.
+const CLOCKS: u64 = 2_000_000;
+
+/// Judges.
+pub fn judge(story: &Story) -> Verdict {
+    let runs = runs(story);
+    let mut verdict =
+        Verdict { runs: runs.values().map(Vec::len).sum(), letters: story.letters.len(), ..Verdict::default() };
+    let mut known = HashSet::new();
+    for job in &story.jobs {
+        let id = (job.queue.clone(), job.number);
+        let runs = runs.get(&id).map_or(&[][..], Vec::as_slice);
+        let letters: Vec<_> = letters(story, job).collect();
+        ending(story, job, runs, &letters, &mut verdict);
+        again(story, job, runs, &mut verdict);
+        attempts(job, runs, &letters, &mut verdict);
+        early(story, job, runs, &mut verdict);
+        owners(story, job, runs, &mut verdict);
+        kept(job, &letters, &mut verdict);
+        known.insert(id);
+    }
+    order(story, &runs, &mut verdict);
+    slots(story, &runs, &mut verdict);
+    let strangers = runs.keys().filter(|id| !known.contains(*id));
+    verdict.findings.extend(strangers.map(|(queue, number)| Finding {
+        rule: Rule::Unknown,
+        what: format!("job {number} ran on {queue}, which was never to have it"),
+    }));
+    verdict.findings.sort_by_key(|finding| finding.rule);
+    verdict
+}
+
+impl Verdict {
+    fn add(&mut self, rule: Rule, job: &Job, what: impl fmt::Display) {
+        self.findings.push(Finding { rule, what: format!("job {} of {}: {what}", job.number, job.queue) });
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
+}
+
+fn runs(story: &Story) -> Runs {
+    let mut runs: Runs = HashMap::new();
+    let mut open: HashMap<(u32, u32), ((String, u64), usize)> = HashMap::new();
+    for record in &story.records {
+        let (id, tag) = ((record.queue.clone(), record.job), (record.pid, record.serial));
+        if record.what == What::Start {
+            let list = runs.entry(id.clone()).or_default();
+            open.insert(tag, (id, list.len()));
+            list.push(Run { attempt: record.attempt, pid: record.pid, start: record.at, end: u64::MAX, how: None });
+        } else if let Some((id, index)) = open.remove(&tag) {
+            let run = &mut runs.get_mut(&id).expect("it was opened")[index];
+            (run.end, run.how) = (record.at, Some(record.what));
+        }
+    }
+    for (id, index) in open.into_values() {
+        let run = &mut runs.get_mut(&id).expect("it was opened")[index];
+        let killed = story.faults.iter().filter(|f| f.kind == Kind::Killed && f.pid == Some(run.pid));
+        run.end = killed.map(|fault| fault.from).find(|from| *from >= run.start).unwrap_or(u64::MAX);
+    }
+    runs.values_mut().for_each(|list| list.sort_by_key(|run| run.start));
+    runs
+}
+
+fn letters<'a>(story: &'a Story, job: &'a Job) -> impl Iterator<Item = &'a Letter> {
+    story.letters.iter().filter(move |letter| letter.number == job.number && letter.queue == job.queue)
+}
+
+/// Whether a fault explains that this run's ending did not count, so that the job may be run once more.
+fn explains(story: &Story, run: &Run) -> bool {
+    let rules = &story.rules;
+    let window = nanos(rules.unconfirmed);
+    story.faults.iter().any(|fault| {
+        let hit = fault.pid.is_none_or(|pid| pid == run.pid);
+        // It was running, or finished and possibly not yet confirmed, when the fault came.
+        let open = run.start <= fault.to && run.end.saturating_add(window) >= fault.from;
+        hit && match fault.kind {
+            Kind::Killed | Kind::Broker => open,
+            Kind::Frozen => open && fault.to - fault.from >= nanos(rules.lease) * 3 / 4,
+            Kind::Left => run.how == Some(What::Cancelled) && run.end >= fault.from + nanos(rules.grace),
+        }
+    })
+}
+
+/// Whether this run's worker could not know that it had lost the job: what it still does counts for nothing.
+fn blind(story: &Story, run: &Run) -> bool {
+    story.faults.iter().any(|fault| {
+        matches!(fault.kind, Kind::Frozen | Kind::Broker)
+            && fault.pid.is_none_or(|pid| pid == run.pid)
+            && run.start <= fault.to
+            && run.end >= fault.from
+    })
+}
+
+fn ending(story: &Story, job: &Job, runs: &[Run], letters: &[&Letter], verdict: &mut Verdict) {
+    let done = runs.iter().any(|run| run.how == Some(What::Done));
+    let crashes = story.faults.iter().filter(|f| f.kind == Kind::Killed);
+    let crashes = crashes.filter(|f| runs.iter().any(|run| f.pid == Some(run.pid) && run.end >= f.from)).count();
+    match (done, letters.first()) {
+        (true, None) if job.ends == Ends::Done => {}
+        (false, None) => {
+            let alive = runs.iter().any(|run| run.end == u64::MAX);
+            let held = story.left.get(&job.queue).is_some_and(|left| *left > 0);
+            if alive || held {
+                verdict.add(Rule::Stuck, job, format_args!("it did not end, with {} runs", runs.len()));
+            } else {
+                verdict.add(Rule::Lost, job, format_args!("it did not end and is nowhere, with {} runs", runs.len()));
+            }
+        }
+        (_, Some(letter)) if letter.reason == "crashed" && crashes >= story.rules.max_crashes => {}
+        (_, Some(letter)) if job.ends != Ends::Dead(reason(&letter.reason)) => {
+            verdict.add(Rule::Ending, job, format_args!("a dead letter, {}, not {:?}", letter.reason, job.ends));
+        }
+        (true, _) => verdict.add(Rule::Ending, job, format_args!("it succeeded, not {:?}", job.ends)),
+        (false, Some(_)) => {}
+    }
+}
+
+fn reason(text: &str) -> &'static str {
+    let known = ["exhausted", "permanent", "malformed", "unroutable", "expired", "crashed"];
+    known.into_iter().find(|reason| *reason == text).unwrap_or("unknown")
+}
+
+/// Each run of an attempt but the last must have ended in a way that a fault explains.
+fn again(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
+    for (index, run) in runs.iter().enumerate() {
+        let more = runs[index + 1..].iter().any(|later| later.attempt == run.attempt);
+        if !more || run.how == Some(What::Snoozed) {
+            continue;
+        }
+        if explains(story, run) {
+            verdict.explained += 1;
+        } else {
+            let how = run.how.map_or_else(|| "never ended".to_owned(), |how| format!("ended: {how:?}"));
+            verdict.add(Rule::Duplicate, job, format_args!("attempt {} ran again, though it {how}", run.attempt));
+        }
+    }
+    // After a success nothing may run, unless the success may not have counted.
+    if let Some(done) = runs.iter().position(|run| run.how == Some(What::Done))
+        && let Some(later) = runs[done + 1..].iter().find(|later| later.attempt != runs[done].attempt)
+        && !explains(story, &runs[done])
+    {
+        verdict.add(Rule::Duplicate, job, format_args!("attempt {} ran after a success", later.attempt));
+    }
+}
+
+fn attempts(job: &Job, runs: &[Run], letters: &[&Letter], verdict: &mut Verdict) {
+    let mut highest = 0;
+    for run in runs {
+        let failed_before =
+            || runs.iter().any(|other| other.attempt + 1 == run.attempt && other.failed() && other.end <= run.start);
+        if run.attempt < highest {
+            let what = format_args!("attempt {} ran after attempt {highest}", run.attempt);
+            verdict.add(Rule::Attempt, job, what);
+        } else if run.attempt != 1 && !failed_before() {
+            verdict.add(Rule::Attempt, job, format_args!("attempt {} ran, and none before it failed", run.attempt));
+        } else if run.attempt > job.attempts {
+            let what = format_args!("attempt {} of {} ran", run.attempt, job.attempts);
+            verdict.add(Rule::Attempt, job, what);
+        }
+        highest = highest.max(run.attempt);
+    }
+    for letter in letters.iter().filter(|letter| letter.reason != "crashed") {
+        if letter.attempts != job.attempts {
+            let what = format_args!("its dead letter says {} attempts, not {}", letter.attempts, job.attempts);
+            verdict.add(Rule::Attempt, job, what);
+        }
+    }
+}
+
+fn early(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
+    let (first, factor, max) = story.rules.retry;
+    for run in runs.iter().filter(|run| run.attempt > 1) {
+        let failures = runs.iter().filter(|other| other.attempt + 1 == run.attempt && other.failed());
+        let Some(failed) = failures.map(|failure| failure.end).filter(|end| *end <= run.start).min() else { continue };
+        let delay = first.mul_f64(factor.powi(run.attempt as i32 - 2)).min(max);
+        if run.start + CLOCKS < failed + nanos(delay) {
+            let after = Duration::from_nanos(run.start - failed);
+            let what = format_args!("attempt {} began after {after:?} and not after {delay:?}", run.attempt);
+            verdict.add(Rule::Early, job, what);
+        }
+    }
+}
+
+fn owners(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
+    for (index, run) in runs.iter().enumerate() {
+        let beside = runs[index + 1..].iter().find(|later| later.start < run.end);
+        if let Some(later) = beside
+            && !blind(story, run)
+        {
+            let what = format_args!("worker {} began attempt {} while {} ran it", later.pid, later.attempt, run.pid);
+            verdict.add(Rule::Owners, job, what);
+        }
+    }
+}
+
+fn kept(job: &Job, letters: &[&Letter], verdict: &mut Verdict) {
+    let mut replays = HashSet::new();
+    for letter in letters {
+        if !replays.insert(letter.replays) {
+            verdict.add(Rule::LetterTwice, job, "two dead letters of one failure");
+        }
+        if letter.body != job.body {
+            let (kept, published) = (letter.body.len(), job.body.len());
+            verdict.add(Rule::LetterBytes, job, format_args!("{kept} bytes kept, {published} published, not the same"));
+        }
+    }
+}
+
+fn order(story: &Story, runs: &Runs, verdict: &mut Verdict) {
+    let mut keys: BTreeMap<(&str, &str), Vec<&Job>> = BTreeMap::new();
+    for job in &story.jobs {
+        if let Some((key, _)) = &job.key {
+            keys.entry((&job.queue, key)).or_default().push(job);
+        }
+    }
+    for jobs in keys.values_mut() {
+        jobs.sort_by_key(|job| job.key.as_ref().map(|(_, place)| *place));
+        for pair in jobs.windows(2) {
+            let of = |job: &Job| runs.get(&(job.queue.clone(), job.number)).map_or(&[][..], Vec::as_slice);
+            let Some(began) = of(pair[1]).iter().map(|run| run.start).min() else { continue };
+            let late = of(pair[0]).iter().any(|run| run.end > began && !blind(story, run));
+            let never = of(pair[0]).is_empty() && pair[0].attempts > 0;
+            if late || never {
+                verdict.add(Rule::Order, pair[1], format_args!("it began before job {} had ended", pair[0].number));
+            }
+        }
+    }
+}
+
+fn slots(story: &Story, runs: &Runs, verdict: &mut Verdict) {
+    let mut events: HashMap<u32, Vec<(u64, i64)>> = HashMap::new();
+    for run in runs.values().flatten() {
+        let worker = events.entry(run.pid).or_default();
+        worker.push((run.start, 1));
+        worker.push((run.end, -1));
+    }
+    for (pid, mut events) in events {
+        // An end before a start of the same instant.
+        events.sort_unstable();
+        let mut running = 0i64;
+        let mut most = 0;
+        for (_, change) in events {
+            running += change;
+            most = most.max(running);
+        }
+        if most > story.rules.slots as i64 {
+            let what = format!("worker {pid} ran {most} jobs at once on {} slots", story.rules.slots);
+            verdict.findings.push(Finding { rule: Rule::Slots, what });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
