@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::broker::{self, Broker, Options, Role};
 use crate::config::Config;
 use crate::handler::Registry;
+use crate::seeded;
 use crate::shutdown::Shutdown;
 use crate::telemetry::log;
 use crate::time::Clock;
@@ -38,7 +39,7 @@ pub fn options(config: &Config, role: Role) -> Options {
         topics: queue.topics.clone(),
         job: queue.job.clone(),
         slots: config.slots(name),
-        ordered: queue.ordered,
+        ordered: queue.ordered && !seeded::bug("order-ignored"),
         start: queue.start,
         max_crashes: queue.max_crashes,
         keep_dead: queue.keep_dead,

@@ -10,6 +10,8 @@
 
 #![warn(missing_docs)]
 
+mod seeded;
+
 pub mod time;
 
 pub mod message;

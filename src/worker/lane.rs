@@ -19,6 +19,7 @@ use super::settle;
 use crate::broker::{Delivery, Disposition, Lane as LaneName, Settlement};
 use crate::handler::{Context, Threading};
 use crate::message::{Event, decode};
+use crate::seeded;
 use crate::telemetry::events;
 use crate::telemetry::meter::{JobTally, Why};
 use crate::time::Timestamp;
@@ -411,6 +412,10 @@ async fn run(
     start: Instant,
 ) {
     let now = queue.pool.clock.now();
+    #[cfg(feature = "seeded-bugs")]
+    if let Some(disposition) = super::bent::before_run() {
+        return super::bent::run(queue, route, delivery, cx, pending, disposition).await;
+    }
     let outcome = {
         let _entry = queue.running.enter(cx.clone(), start);
         let attempt = match pending {
@@ -449,7 +454,7 @@ async fn finish(
     drop(tally);
     let bytes = delivery.message.size();
     queue.lane_done(delivery.lane());
-    queue.pool.give(queue.index, 1);
+    queue.pool.give(queue.index, if seeded::bug("slot-not-returned") { 0 } else { 1 });
     let settlement = conclude(queue, route, delivery, outcome, event_id, queue.pool.clock.now());
     settle::one(queue, settlement, bytes).await;
 }
@@ -464,7 +469,10 @@ fn conclude(
     now: Timestamp,
 ) -> Settlement {
     if matches!(outcome, Outcome::Done) {
-        return delivery.settle(Disposition::Ack);
+        let disposition = Disposition::Ack;
+        #[cfg(feature = "seeded-bugs")]
+        let disposition = super::bent::success(disposition);
+        return delivery.settle(disposition);
     }
     let record = delivery.record.as_deref();
     let named = record.and_then(|record| record.job.as_ref());
@@ -483,6 +491,8 @@ fn conclude(
         },
     };
     let disposition = retry::decide(outcome, &facts);
+    #[cfg(feature = "seeded-bugs")]
+    let disposition = super::bent::disposition(disposition, outcome, &facts, queue, route, &delivery);
     events::Concluded {
         queue: queue.name(),
         job: facts.job,

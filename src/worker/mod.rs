@@ -8,6 +8,8 @@
 //! given back exactly once, when the handler has ended; a broker is never named here.
 
 mod admission;
+#[cfg(feature = "seeded-bugs")]
+mod bent;
 mod execute;
 pub mod handle;
 mod lane;
@@ -31,6 +33,7 @@ pub use route::{Route, Routes};
 
 use crate::broker::{self, Inspect, Opened};
 use crate::message::QueueName;
+use crate::seeded;
 use crate::shutdown::Shutdown;
 use crate::telemetry::events;
 use crate::telemetry::meter::{QueueMeter, Why};
@@ -79,8 +82,10 @@ pub struct Worker {
 impl Worker {
     /// Puts opened queues on a pool of slots.
     pub fn new(config: Config, queues: Vec<QueueConfig>, shutdown: Shutdown, clock: Clock) -> Self {
-        let shares: Vec<_> = queues.iter().map(|queue| (queue.spec.slots, queue.weight)).collect();
-        let pool = Pool::new(Admission::new(config.slots, config.bytes_in_flight, &shares), shutdown, clock);
+        let more = NonZeroUsize::new(if seeded::bug("slots-over") { 2 } else { 1 }).expect("neither is 0");
+        let slots = |slots: NonZeroUsize| slots.saturating_mul(more);
+        let shares: Vec<_> = queues.iter().map(|queue| (slots(queue.spec.slots), queue.weight)).collect();
+        let pool = Pool::new(Admission::new(slots(config.slots), config.bytes_in_flight, &shares), shutdown, clock);
         let queues = queues.into_iter().enumerate().map(|(index, queue)| {
             let jobs: Vec<_> = queue.routes.all().iter().map(|route| route.job.clone()).collect();
             let meter = QueueMeter::new(&queue.spec.name, &jobs);

@@ -1,0 +1,44 @@
+//! Bugs on purpose: each checker of the ledger is shown to catch the one that it is there for.
+//!
+//! Compiled in by the feature `seeded-bugs`, which no release enables, and active only where `WINDLASS_SEEDED_BUG`
+//! names one. Without the feature [`bug`] is `false` at compile time.
+
+/// The bugs that can be chosen, and what each does.
+#[cfg(feature = "seeded-bugs")]
+const BUGS: [(&str, &str); 13] = [
+    ("ack-before-run", "a job is acknowledged when it starts"),
+    ("release-before-run", "a job is given back when it starts, and runs on"),
+    ("success-released", "one success in ten is given back and not acknowledged"),
+    ("attempt-used-by-interruption", "a drain counts as a failure"),
+    ("attempt-kept", "a retry has the number of the attempt that failed"),
+    ("retry-early", "a retry is due at once"),
+    ("permanent-retried", "an error that is not to be retried is"),
+    ("slot-not-returned", "a job that pended keeps its slot for good"),
+    ("slots-over", "there are twice as many slots as configured"),
+    ("dead-letter-lost", "what cannot succeed is acknowledged"),
+    ("dead-letter-twice", "what becomes a dead letter is enqueued again too"),
+    ("dead-letter-elsewhere", "what becomes a dead letter is published on its topic again too"),
+    ("order-ignored", "a queue in key order is worked as one that is not"),
+];
+
+/// Whether this bug was chosen.
+#[cfg(not(feature = "seeded-bugs"))]
+#[inline(always)]
+pub(crate) const fn bug(_name: &str) -> bool {
+    false
+}
+
+/// Whether this bug was chosen.
+///
+/// # Panics
+/// Where the environment names one that there is not, or this one is not in the list: a mistake in a test.
+#[cfg(feature = "seeded-bugs")]
+pub(crate) fn bug(name: &str) -> bool {
+    static CHOSEN: std::sync::LazyLock<Option<String>> = std::sync::LazyLock::new(|| {
+        let chosen = std::env::var("WINDLASS_SEEDED_BUG").ok()?;
+        assert!(BUGS.iter().any(|(name, _)| *name == chosen), "no bug {chosen:?}; there are {BUGS:#?}");
+        Some(chosen)
+    });
+    debug_assert!(BUGS.iter().any(|(known, _)| *known == name), "bug {name:?} is not in the list");
+    CHOSEN.as_deref() == Some(name)
+}
