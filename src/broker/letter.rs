@@ -17,7 +17,7 @@ use crate::message::{Attempt, Binding, Failure, Headers, JobName, Message, Queue
 use crate::time::Timestamp;
 
 /// A row of `dlq list`. Times are RFC 3339.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Row {
     /// The letter's id.
@@ -72,13 +72,14 @@ impl From<&Letter> for Row {
 }
 
 /// A line of `dlq export`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Line {
     /// What a listing shows.
     #[serde(flatten)]
     pub row: Row,
     /// The original's headers.
     #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
     pub headers: HeaderObject,
     /// The body, where it is UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,7 +93,7 @@ pub struct Line {
 }
 
 /// What a row does not say of a letter, and an import must know. Bytes are base64.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
 pub struct Kept {
     /// How the headers spell attributes: `dash` (`ce-id`) or `kafka` (`ce_id`).
@@ -118,11 +119,12 @@ pub struct Kept {
     /// All headers as pairs of name and base64, where an object cannot hold them: a name occurs twice, or ends in
     /// `:base64` itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Vec<String>>)]
     pub headers: Vec<(String, String)>,
 }
 
 /// [`Binding`] in JSON.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Spelling {
     /// [`Binding::Dash`]

@@ -211,7 +211,7 @@ pub enum Deed {
 }
 
 /// How far it is: the shape of `dlq replay` and `dlq purge`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Progress {
     /// Letters that were meant.
     pub selected: u64,

@@ -194,17 +194,19 @@ impl Resolver {
 }
 
 /// Letters of one fingerprint.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Group {
     /// Their fingerprint.
     pub fingerprint: String,
     /// Their queue.
+    #[schema(value_type = String)]
     pub queue: QueueName,
     /// Their job.
     pub job: String,
     /// How many.
     pub count: u64,
     /// Why they are here.
+    #[schema(value_type = String)]
     pub reason: Reason,
     /// Their error's type.
     pub error_type: String,

@@ -8,7 +8,7 @@ use crate::telemetry::meter::Why;
 use crate::time::Timestamp;
 
 /// A running job, for `/api/v1/running`.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, utoipa::ToSchema)]
 pub struct Running {
     /// The queue.
     pub queue: String,
