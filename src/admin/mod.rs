@@ -24,12 +24,26 @@ mod health;
 
 mod depth;
 
+mod extract;
+
+mod shape;
+
+mod status;
+
+mod control;
+
+mod incoming;
+
+mod publish;
+
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{get, post, put};
 use axum::serve::ListenerExt;
 use tokio_util::sync::CancellationToken;
 
@@ -165,6 +179,15 @@ fn bind(listen: SocketAddr, configured: bool) -> Result<TcpListener, Error> {
 fn router(context: Context, listen: IpAddr, tokens: Option<Tokens>) -> Router {
     let guard = Arc::new(Guard::new(listen.is_loopback(), tokens));
     health::routes()
+        .route("/api/v1/status", get(status::status))
+        .route("/api/v1/running", get(status::running))
+        .route("/api/v1/topics/{topic}", post(publish::publish))
+        .route("/api/v1/queues/{queue}/jobs", post(publish::enqueue))
+        .route("/api/v1/queues/{queue}/pause", post(control::pause))
+        .route("/api/v1/queues/{queue}/resume", post(control::resume))
+        .route("/api/v1/queues/{queue}/slots", put(control::set_slots))
+        .route("/api/v1/drain", post(control::drain))
+        .layer(DefaultBodyLimit::max(extract::BODY_LIMIT))
         .fallback(|| async { Problem::not_found("no such path; /api/v1/openapi.json lists what there is") })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(axum::middleware::from_fn_with_state(guard, guard::check))
