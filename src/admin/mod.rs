@@ -5,7 +5,8 @@
 //! broker and worker come to exist, and until then `/health` is 200, `/ready` 503 and the API 503.
 //!
 //! Reading order: [`Context`] is what the port can see; `guard` decides who may ask; `health` is what probes and
-//! scrapers read; `status`, `publish`, `control` and `letters` are the API; `openapi` describes it. All errors are
+//! scrapers read; `status`, `publish`, `control`,
+//! `letters` and `redrive` are the API; [`openapi`] describes it. All errors are
 //! [problem documents](problem::Problem).
 //!
 //! Architecture invariant: a request only ever waits for the broker's own tasks and for its client, never for a
@@ -35,6 +36,12 @@ mod control;
 mod incoming;
 
 mod publish;
+
+mod letters;
+
+mod redrive;
+
+pub mod openapi;
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -187,6 +194,15 @@ fn router(context: Context, listen: IpAddr, tokens: Option<Tokens>) -> Router {
         .route("/api/v1/queues/{queue}/resume", post(control::resume))
         .route("/api/v1/queues/{queue}/slots", put(control::set_slots))
         .route("/api/v1/drain", post(control::drain))
+        .route("/api/v1/queues/{queue}/dlq", get(letters::list))
+        .route("/api/v1/queues/{queue}/dlq/groups", get(letters::groups))
+        .route("/api/v1/queues/{queue}/dlq/export", get(letters::export))
+        .route("/api/v1/queues/{queue}/dlq/import", post(redrive::import))
+        .route("/api/v1/queues/{queue}/dlq/replay", post(redrive::replay))
+        .route("/api/v1/queues/{queue}/dlq/purge", post(redrive::purge))
+        .route("/api/v1/queues/{queue}/dlq/{id}", get(letters::show))
+        .route("/api/v1/queues/{queue}/dlq/{id}/raw", get(letters::raw))
+        .route("/api/v1/openapi.json", get(openapi::document))
         .layer(DefaultBodyLimit::max(extract::BODY_LIMIT))
         .fallback(|| async { Problem::not_found("no such path; /api/v1/openapi.json lists what there is") })
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })

@@ -34,6 +34,12 @@ impl Problem {
         }
     }
 
+    /// With the dead letters that an id names.
+    pub(super) fn with_candidates(mut self, ids: Vec<String>) -> Self {
+        self.candidates = ids;
+        self
+    }
+
     /// 400
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
