@@ -159,6 +159,18 @@ where
     }
 }
 
+impl<F, A, T> IntoHandler<ArgsOnly<(A, T)>> for Blocking<F>
+where
+    F: Fn(A) -> Result<T, Error> + Send + Sync + 'static,
+    A: Arguments,
+    T: Serialize + 'static,
+{
+    fn into_handler(self) -> impl Handler {
+        let function = self.0;
+        Function::<_, (A, T)>(Arc::new(move |args, _: Context| function(args)), PhantomData)
+    }
+}
+
 /// What a job takes: anything that deserialises from JSON, or the [`Event`].
 pub trait Arguments: Send + Sized + 'static {
     /// Reads the event's data. This is where JSON content that is not JSON is found out, with the one parse that a

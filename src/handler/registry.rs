@@ -177,6 +177,7 @@ mod tests {
             .job("length", length)
             .job("nothing", nothing)
             .blocking("blocking", blocking)
+            .blocking("short", |number: u64| -> Result<u64, Error> { Ok(number + 1) })
             .handler("raw", Arc::new(Raw))
     }
 
@@ -193,6 +194,7 @@ mod tests {
         assert_eq!(run("nothing", None, b"").await.expect("done"), Some(serde_json::Value::Null));
         assert_eq!(run("raw", None, b"hello").await.expect("done"), Some(5.into()));
         assert_eq!(run("blocking", None, b"{\"report_id\":1}").await.expect("done"), Some(1.into()));
+        assert_eq!(run("short", None, b"7").await.expect("done"), Some(8.into()));
         let error = run("blocking", None, b"{\"report_id\":7}").await.expect_err("no number");
         assert_eq!((error.verdict(), error.kind()), (Verdict::Retry, "num::ParseIntError"));
     }
@@ -219,7 +221,10 @@ mod tests {
 
     #[test]
     fn names_are_known_built_in_ones_included() {
-        assert_eq!(registry().names(), ["blocking", "doubled", "fail", "length", "log", "nothing", "raw", "sleep"]);
+        assert_eq!(
+            registry().names(),
+            ["blocking", "doubled", "fail", "length", "log", "nothing", "raw", "short", "sleep"]
+        );
         assert_eq!(registry().get("blocking").map(|entry| entry.threading), Some(Threading::Blocking));
         assert!(registry().get("absent").is_none());
         let own = Registry::new().job("log", nothing).timeout("log", Duration::from_secs(1));
