@@ -61,7 +61,8 @@ impl Admission {
         self.queues.iter().enumerate().any(|(other, share)| other != queue && share.hungry)
     }
 
-    fn available(&self, queue: usize) -> usize {
+    /// How many slots the queue could take now.
+    pub fn available(&self, queue: usize) -> usize {
         let used: usize = self.queues.iter().map(|share| share.used).sum();
         let others = || self.queues.iter().enumerate().filter(|&(other, _)| other != queue).map(|(_, share)| share);
         let kept = others().filter(|share| share.used == 0).count();

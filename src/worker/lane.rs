@@ -260,15 +260,10 @@ async fn give_way(queue: &Arc<Queue>, jobs: usize) {
 /// Intake stops until there is room, and says so once it has lasted.
 async fn wait_for_room(queue: &Arc<Queue>, why: Why) {
     let pool = &queue.pool;
-    let room = || match why {
-        Why::Full | Why::Bytes => {
-            queue.paused().is_none()
-                && pool.admission(|admission| {
-                    admission.bytes_left() > 0 && admission.used(queue.index) < admission.limit(queue.index)
-                })
-                && queue.unconfirmed() < queue.settler.unconfirmed_limit()
-        }
-        _ => queue.paused().is_none(),
+    let room = || {
+        queue.paused().is_none()
+            && queue.unconfirmed() < queue.settler.unconfirmed_limit()
+            && pool.admission(|admission| admission.bytes_left() > 0 && admission.available(queue.index) > 0)
     };
     let since = Instant::now();
     let mut said = false;
@@ -283,8 +278,7 @@ async fn wait_for_room(queue: &Arc<Queue>, why: Why) {
             queue.meter.set_paused(why, true);
             events::IntakePaused { queue: queue.name(), why }.emit();
         }
-        // A shared slot may be another queue's by right: whether one is ours only taking it tells.
-        if room() || (why == Why::Full && since.elapsed() >= PAUSED_LOOK) {
+        if room() {
             break;
         }
     }

@@ -20,6 +20,8 @@ pub mod retry;
 mod route;
 mod running;
 mod settle;
+#[cfg(test)]
+mod tests;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
