@@ -1,15 +1,23 @@
 //! Config -> build -> App -> run; the only file that knows every module.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::broker::{self, Broker, Options, Role};
-use crate::config::Config;
-use crate::handler::Registry;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::admin;
+use crate::broker::{self, Broker, Inspect, Options, Queue, QueueStatus, Role};
+use crate::client::Client;
+use crate::config::{self, Config};
+use crate::handler::{Registry, Shared, http};
+use crate::message::{JobName, QueueName};
 use crate::seeded;
 use crate::shutdown::Shutdown;
-use crate::telemetry::log;
-use crate::time::Clock;
+use crate::telemetry::{events, log};
+use crate::time::{Clock, Timestamp};
+use crate::worker::{self, QueueConfig, Route, Routes, Worker};
 
 /// What keeps an application from starting or ended it early.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +25,15 @@ pub enum Error {
     /// The broker.
     #[error("{0}")]
     Broker(#[from] broker::Error),
+    /// The admin port.
+    #[error("{0}")]
+    Admin(#[from] admin::Error),
     /// A person must change something; exit code 78.
     #[error("{0}")]
     Config(String),
+    /// The system refused a thread or a signal handler.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
 }
 
 impl Error {
@@ -27,31 +41,26 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Broker(error) => error.exit_code(),
+            Self::Admin(error) => error.exit_code(),
             Self::Config(_) => 78,
+            Self::System(_) => 69,
         }
     }
 }
 
+/// How long a broker is given to say goodbye to.
+const CLOSE_WITHIN: Duration = Duration::from_millis(1_500);
+
 /// The broker options that a configuration says, for a process in this role.
 pub fn options(config: &Config, role: Role) -> Options {
-    let queues = config.queues.iter().map(|(name, queue)| broker::Queue {
-        name: name.clone(),
-        topics: queue.topics.clone(),
-        job: queue.job.clone(),
-        slots: config.slots(name),
-        ordered: queue.ordered && !seeded::bug("order-ignored"),
-        start: queue.start,
-        max_crashes: queue.max_crashes,
-        keep_dead: queue.keep_dead,
-    });
     Options {
         namespace: config.namespace.clone(),
         namespace_set: config.namespace_set,
         role,
-        timeout: REQUEST_TIMEOUT,
+        timeout: Duration::from_secs(5),
         lease: config.worker.lease,
         grace: config.worker.grace,
-        queues: queues.collect(),
+        queues: config.queues.keys().map(|name| queue(config, name)).collect(),
         worker: log::worker_name().into(),
         clock: Clock::System,
         sqlite: config.sqlite.clone(),
@@ -60,8 +69,19 @@ pub fn options(config: &Config, role: Role) -> Options {
     }
 }
 
-/// How long one request to the broker may take, unless `--timeout` says otherwise.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+fn queue(config: &Config, name: &QueueName) -> Queue {
+    let of = &config.queues[name];
+    Queue {
+        name: name.clone(),
+        topics: of.topics.clone(),
+        job: of.job.clone(),
+        slots: config.slots(name),
+        ordered: of.ordered && !seeded::bug("order-ignored"),
+        start: of.start,
+        max_crashes: of.max_crashes,
+        keep_dead: of.keep_dead,
+    }
+}
 
 /// Connects to the configured broker in this role. Must be called within a tokio runtime, which the broker's own
 /// tasks live on.
@@ -84,7 +104,7 @@ pub struct Tally {
 #[derive(Clone, Debug, Default)]
 pub struct RunOptions {
     /// Only these queues; all where empty.
-    pub queues: Vec<crate::message::QueueName>,
+    pub queues: Vec<QueueName>,
     /// Leave once nothing is ready, running or to be retried within this time.
     pub burst: Option<Duration>,
     /// `--from`: where groups whose offsets have expired begin.
@@ -99,21 +119,240 @@ pub struct App {
 }
 
 impl App {
-    /// Checks that every queue's job is there.
+    /// Takes a configuration and the jobs compiled in; those of `[jobs]` that run over HTTP are added to them.
     pub fn new(config: Config, registry: Registry) -> Result<Self, Error> {
         Ok(Self { config, registry, options: RunOptions::default() })
     }
 
     /// With these options.
+    #[must_use]
     pub fn with(mut self, options: RunOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// Works until `shutdown` says to leave (or the burst is over). Blocks this thread; makes its own runtimes:
-    /// one for handlers, one for broker I/O and leases, one thread for the admin port.
-    pub fn run(self, _shutdown: Shutdown) -> Result<Tally, Error> {
-        let _ = (self.config, self.registry, self.options);
-        Err(Error::Config("not built yet".to_owned()))
+    /// Works until `shutdown` says to leave, a signal comes, or the burst is over. Blocks this thread; makes its own
+    /// runtimes: one for handlers, one for broker I/O and leases, one thread for the admin port.
+    pub fn run(self, shutdown: Shutdown) -> Result<Tally, Error> {
+        self.run_with(shutdown, true)
+    }
+
+    /// Works until `signal` resolves, then drains: for embedding a worker in a program of your own, which keeps its
+    /// own signal handling. Runs on threads of its own.
+    pub async fn run_until(self, signal: impl Future<Output = ()>) -> Result<Tally, Error> {
+        let shutdown = Shutdown::default();
+        let (ended, mut end) = tokio::sync::oneshot::channel();
+        let working = shutdown.clone();
+        std::thread::Builder::new().name("windlass".to_owned()).spawn(move || {
+            // Nobody waits any more where the receiver is gone: the program leaves.
+            let _ = ended.send(self.run_with(working, false));
+        })?;
+        // An end by itself first: it is what there is to answer.
+        tokio::select! {
+            biased;
+            end = &mut end => return end.unwrap_or_else(|_| Err(Error::Config("the worker panicked".to_owned()))),
+            () = signal => shutdown.drain(),
+        }
+        end.await.unwrap_or_else(|_| Err(Error::Config("the worker panicked".to_owned())))
+    }
+
+    fn run_with(self, shutdown: Shutdown, signals: bool) -> Result<Tally, Error> {
+        config::check_run(&self.config, &self.options.queues, &|job| self.registry.get(job).is_some())
+            .map_err(|faults| Error::Config(faults.to_string()))?;
+        let registry = self.registry_with_http()?;
+        raise_file_limit();
+        let io = runtime("windlass-io", 1, 4)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let work = runtime("windlass-work", cores, self.config.worker.slots.get() + 64)?;
+        let result = self.work(&registry, &shutdown, signals, &io, &work);
+        // Whatever still runs in there was given back; nothing of it may keep the process.
+        work.shutdown_background();
+        io.shutdown_background();
+        result
+    }
+
+    fn work(
+        &self,
+        registry: &Registry,
+        shutdown: &Shutdown,
+        signals: bool,
+        io: &Runtime,
+        work: &Runtime,
+    ) -> Result<Tally, Error> {
+        if signals {
+            let _within = io.enter();
+            shutdown.listen(self.config.worker.grace)?;
+        }
+        let jobs = self.config.queues.iter().map(|(name, queue)| (name.clone(), queue.job.clone())).collect();
+        let context = admin::Context::new(self.config.namespace.clone(), jobs, shutdown.clone());
+        // Dropped last: `/health` answers to the end.
+        let _admin = admin::start(&self.config.admin, context.clone())?;
+        let Some(broker) = io.block_on(self.connect_patiently(shutdown))? else { return Ok(Tally::default()) };
+        context.set_broker(broker.clone());
+        let queues = io.block_on(self.open(registry, &*broker))?;
+        let settings = worker::Config {
+            slots: self.config.worker.slots,
+            bytes_in_flight: self.config.worker.bytes_in_flight,
+            grace: self.config.worker.grace,
+            lease: self.config.worker.lease,
+        };
+        let count = queues.len();
+        let names: Vec<QueueName> = queues.iter().map(|queue| queue.spec.name.clone()).collect();
+        let worker = Worker::new(settings, queues, shutdown.clone(), Clock::System);
+        context.set_worker(Arc::new(worker.clone()));
+        let slots = self.config.worker.slots.get();
+        events::WorkerStarted { broker: broker.address(), queues: count, slots }.emit();
+        if let Some(linger) = self.options.burst {
+            io.spawn(end_burst(worker.clone(), broker.inspect(), names, linger, shutdown.clone()));
+        }
+        work.block_on(worker.run(broker.clone(), io.handle()));
+        let (done, retried, dead) = worker.counts();
+        // A broker that does not answer must not keep the process; what it holds of ours comes back by its lease.
+        let _ = io.block_on(async { timeout(CLOSE_WITHIN, broker.close()).await });
+        Ok(Tally { done, retried, dead })
+    }
+
+    fn registry_with_http(&self) -> Result<Registry, Error> {
+        let mut registry = self.registry.clone();
+        for (name, job) in &self.config.jobs {
+            if let Some(http) = &job.http {
+                let handler = http::handler(http).map_err(|error| Error::Config(format!("jobs.{name}: {error}")))?;
+                registry = registry.replace(name, handler);
+            }
+        }
+        Ok(registry)
+    }
+
+    /// Waits for a broker that is not there, as long as the configuration says; `None`: told to leave meanwhile.
+    async fn connect_patiently(&self, shutdown: &Shutdown) -> Result<Option<Arc<dyn Broker>>, Error> {
+        let deadline = Instant::now() + self.config.worker.connect;
+        let mut pause = Duration::from_millis(100);
+        let mut lost = None;
+        loop {
+            // Leaving first: nobody waits for a broker in order to leave it.
+            let error = tokio::select! {
+                biased;
+                () = shutdown.intake.cancelled() => return Ok(None),
+                connected = connect(&self.config, Role::Worker) => match connected {
+                    Ok(broker) => {
+                        if let Some(since) = lost {
+                            let after = Instant::now() - since;
+                            events::BrokerBack { broker: broker.address(), after }.emit();
+                        }
+                        return Ok(Some(broker));
+                    }
+                    Err(error) => error,
+                }
+            };
+            if !error.is_transient() || Instant::now() + pause >= deadline {
+                return Err(error.into());
+            }
+            if lost.is_none() {
+                let shown = config::shown_address(&self.config.broker);
+                events::BrokerLost { broker: &shown, error: &error.to_string() }.emit();
+                lost = Some(Instant::now());
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.intake.cancelled() => return Ok(None),
+                () = sleep(pause) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    async fn open(&self, registry: &Registry, broker: &dyn Broker) -> Result<Vec<QueueConfig>, Error> {
+        let state = registry.shared_state();
+        let client = Client::new(broker.publisher(), self.config.namespace.clone());
+        let mut queues = Vec::new();
+        for (name, of) in &self.config.queues {
+            if !self.options.queues.is_empty() && !self.options.queues.contains(name) {
+                continue;
+            }
+            let shared = Arc::new(Shared { queue: name.clone(), client: client.clone(), state: state.clone() });
+            let route = |job: String| {
+                let entry = registry.get(&job)?;
+                let job = JobName::new(&job).ok()?;
+                let policy = self.config.policy(name, &job, Some(&entry));
+                let timeout = self.config.timeout(name, &job, Some(&entry));
+                Some(Route::new(job, entry.handler, entry.threading, timeout, policy, shared.clone()))
+            };
+            let routes = registry.names().into_iter().filter_map(route).collect();
+            let spec = queue(&self.config, name);
+            let missing = || Error::Config(format!("queues.{name}: no job {} is registered", of.job));
+            queues.push(QueueConfig {
+                weight: usize::try_from(of.weight.get()).unwrap_or(1),
+                unroutable_after: of.unroutable_after,
+                routes: Routes::new(&of.job, routes).ok_or_else(missing)?,
+                opened: broker.open(&spec).await?,
+                spec,
+            });
+        }
+        Ok(queues)
+    }
+}
+
+/// How long a broker that cannot count what is ready must have given nothing before a burst is over.
+const QUIET_FOR: Duration = Duration::from_secs(2);
+/// How often a burst looks whether it is over.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+async fn end_burst(
+    worker: Worker,
+    inspect: Arc<dyn Inspect>,
+    queues: Vec<QueueName>,
+    linger: Duration,
+    shutdown: Shutdown,
+) {
+    let mut idle_since: Option<(Instant, (u64, u64, u64))> = None;
+    loop {
+        sleep(LOOK_EVERY).await;
+        if !worker.is_idle() {
+            idle_since = None;
+            continue;
+        }
+        let Ok(statuses) = inspect.status(&queues).await else { continue };
+        let horizon = Clock::System.now().after(linger);
+        if !statuses.iter().all(|status| nothing_left(status, horizon)) || !worker.is_idle() {
+            idle_since = None;
+            continue;
+        }
+        let counts = worker.counts();
+        let (since, before) = *idle_since.get_or_insert((Instant::now(), counts));
+        if before != counts {
+            idle_since = None;
+            continue;
+        }
+        let known = statuses.iter().all(|status| status.ready.is_some());
+        if since.elapsed() >= if known { LOOK_EVERY } else { QUIET_FOR } {
+            return shutdown.drain();
+        }
+    }
+}
+
+fn nothing_left(status: &QueueStatus, horizon: Timestamp) -> bool {
+    let none = |count: Option<u64>| count.unwrap_or(0) == 0;
+    none(status.ready) && none(status.running) && status.retry_due.is_none_or(|due| due > horizon)
+}
+
+fn runtime(name: &str, threads: usize, blocking: usize) -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(blocking)
+        .thread_name(name)
+        .enable_all()
+        .build()
+}
+
+/// Thousands of HTTP jobs need thousands of sockets: raises the soft limit of open files to the hard one.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write only the struct that they are given, which outlives them.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            // Where it is refused the limit stays as it was, and a socket too many is an ordinary error.
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
     }
 }

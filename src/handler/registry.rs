@@ -75,6 +75,14 @@ impl Registry {
         self.insert(name, Arc::new(Checked(handler)), Threading::Async)
     }
 
+    /// Registers a job, in place of one of that name where there is one: what a configuration says comes before what
+    /// is compiled in.
+    pub(crate) fn replace(mut self, name: &JobName, handler: Arc<dyn Handler>) -> Self {
+        let entry = Entry { handler, threading: Threading::Async, timeout: None, retry: None };
+        self.jobs.insert(name.clone(), entry);
+        self
+    }
+
     /// The timeout of a registered job.
     pub fn timeout(mut self, name: &str, timeout: Duration) -> Self {
         self.entry_mut(name).timeout = Some(timeout);

@@ -18,6 +18,7 @@ use super::route::Route;
 use super::settle;
 use crate::broker::{Delivery, Disposition, Lane as LaneName, Settlement};
 use crate::handler::{Context, Threading};
+use crate::message::attribute::TRACEPARENT;
 use crate::message::{Event, decode};
 use crate::seeded;
 use crate::telemetry::events;
@@ -156,6 +157,7 @@ impl Lane {
                 let ended = chunk.now();
                 if matches!(outcome, Outcome::Done) {
                     self.queue.succeeded(ended);
+                    say_done(&cx, took);
                 }
                 chunk.push(conclude(&self.queue, &route, delivery, &outcome, Some(cx.event_id()), ended));
             }
@@ -428,8 +430,19 @@ async fn run(
     };
     if matches!(outcome, Outcome::Done) {
         queue.succeeded(queue.pool.clock.now());
+        say_done(&cx, start.elapsed());
     }
     finish(queue, route, delivery, &outcome, Some(cx.event_id()), start, now).await;
+}
+
+fn say_done(cx: &Context, took: Duration) {
+    if !events::done_enabled() {
+        return;
+    }
+    let trace_id = cx.event().headers.get_str_ignore_case(TRACEPARENT).and_then(events::trace_id);
+    let run =
+        events::Run { queue: cx.queue(), job: cx.job(), event_id: cx.event_id(), attempt: cx.attempt(), trace_id };
+    events::Done { run, took }.emit();
 }
 
 /// The handler has ended: its slot is free, then its outcome is settled.

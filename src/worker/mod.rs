@@ -22,6 +22,7 @@ mod running;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use handle::{Control, QueueState, Running};
 use pool::{Pool, Queue};
 pub use route::{Route, Routes};
 
-use crate::broker::{self, Inspect, Opened};
+use crate::broker::{self, Broker, Opened};
 use crate::message::QueueName;
 use crate::seeded;
 use crate::shutdown::Shutdown;
@@ -102,8 +103,9 @@ impl Worker {
     }
 
     /// Works until the shutdown's intake token is cancelled, then drains. `io` is the runtime of broker I/O.
-    pub async fn run(&self, inspect: Arc<dyn Inspect>, io: &tokio::runtime::Handle) {
-        let presence = io.spawn(presence::run(self.clone(), inspect));
+    pub async fn run(&self, broker: Arc<dyn Broker>, io: &tokio::runtime::Handle) {
+        let presence = io.spawn(presence::run(self.clone(), broker.inspect()));
+        let watch = io.spawn(watch::run(self.clone(), broker));
         let mut lanes = tokio::task::JoinSet::new();
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         for queue in self.queues.iter() {
@@ -121,6 +123,7 @@ impl Worker {
         }
         self.drain().await;
         presence.abort();
+        watch.abort();
     }
 
     /// Intake has ended: gives back what was not started, lets what runs finish within the grace, cancels and gives
@@ -193,7 +196,7 @@ impl Control for Worker {
             let mut paused: Vec<Why> = queue.paused().into_iter().collect();
             let (used, limit, bytes) =
                 self.pool.admission(|a| (a.used(queue.index), a.limit(queue.index), a.bytes_left()));
-            let in_flight = queue.running.list().len();
+            let in_flight = queue.running.len();
             if bytes == 0 {
                 paused.push(Why::Bytes);
             } else if used >= limit && in_flight >= limit {

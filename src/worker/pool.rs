@@ -305,9 +305,7 @@ impl Queue {
         if count < jobs {
             self.pool.wake();
         }
-        let held = self.pool.admission(|admission| (admission.used(self.index), admission.bytes()));
-        self.meter.set_in_flight(held.0);
-        self.meter.set_bytes_in_flight(held.1);
+        self.meter.set_bytes_in_flight(self.pool.admission(|admission| admission.bytes()));
     }
 
     /// A handler has ended, or what was in hand was given back: its lane has one less.

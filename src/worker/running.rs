@@ -34,6 +34,11 @@ impl Registry {
         Entry { registry: self, id }
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.lock().jobs.len()
+    }
+
     /// All of them, unordered.
     pub fn list(&self) -> Vec<Running> {
         let now = Instant::now();
