@@ -42,7 +42,7 @@ fn measure(what: &str, binding: Binding, headers: Headers, body: &'static [u8]) 
     });
     let message = Message { headers, body: Some(body.into()), key: None };
     // `cargo bench` says so; a test run only sees that it works.
-    let events = if std::env::args().any(|argument| argument == "--bench") { 1_000_000 } else { 10 };
+    let events: u32 = if std::env::args().any(|argument| argument == "--bench") { 1_000_000 } else { 10 };
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
         let start = Instant::now();
