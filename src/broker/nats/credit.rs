@@ -1,0 +1,335 @@
+//! What a consumer owes us: messages that were asked for and have neither come nor been refused. No I/O, no clock.
+//!
+//! A pull request is answered by messages, which do not say to which request they belong, and ended by a status on
+//! its own reply subject, which does. So messages are counted over all open requests, a status closes the one that
+//! it names, and what the server leaves unsaid is forgotten when the last request is over. Forgetting is what a
+//! reconnect and a new leader ask for too: believing in credit that nobody remembers is how workers stall.
+
+use std::time::Duration;
+
+/// How long the server keeps a pull request; short, so that a stop is short and a forgotten request soon replaced.
+pub const EXPIRES: Duration = Duration::from_secs(2);
+/// How often the server says that a request still lives; at most half of [`EXPIRES`].
+pub const HEARTBEAT: Duration = Duration::from_millis(900);
+/// How long after its end a request that never got its status is held to be over.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// A moment, since any fixed one.
+pub type Moment = Duration;
+
+/// A pull request to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// The last token of its reply subject.
+    pub id: u64,
+    /// Messages asked for.
+    pub batch: usize,
+}
+
+/// How a pull request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its time is over, or it was refused; so many of its messages did not come, where the server says it.
+    Over {
+        /// `Nats-Pending-Messages`
+        unused: Option<usize>,
+    },
+    /// The server has no room for it (409 Exceeded MaxWaiting): ask again later.
+    Refused,
+    /// All requests are gone: a new leader, a server that leaves, a consumer that was deleted.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    id: u64,
+    batch: usize,
+    over: Moment,
+}
+
+/// The credit given to one consumer.
+#[derive(Debug, Default)]
+pub struct Credit {
+    open: Vec<Open>,
+    outstanding: usize,
+    next_id: u64,
+    heard: Moment,
+    not_before: Moment,
+    refusals: u32,
+}
+
+impl Credit {
+    /// Messages that may still come.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Asks for what brings the outstanding credit to `target`, if it is time: at once where nothing is
+    /// outstanding, otherwise not in crumbs smaller than a quarter of the target.
+    pub fn ask(&mut self, target: usize, now: Moment) -> Option<Pull> {
+        let lacking = target.saturating_sub(self.outstanding);
+        let crumb = self.outstanding > 0 && lacking < target.div_ceil(4);
+        if lacking == 0 || crumb || now < self.not_before {
+            return None;
+        }
+        self.next_id += 1;
+        if self.open.is_empty() {
+            self.heard = now;
+        }
+        self.open.push(Open { id: self.next_id, batch: lacking, over: now + EXPIRES + GRACE });
+        self.outstanding += lacking;
+        Some(Pull { id: self.next_id, batch: lacking })
+    }
+
+    /// A message came.
+    pub fn received(&mut self, now: Moment) {
+        self.heard = now;
+        self.refusals = 0;
+        self.outstanding = self.outstanding.saturating_sub(1);
+        if self.outstanding == 0 {
+            self.open.clear();
+        }
+    }
+
+    /// The server said that it is still there.
+    pub fn heartbeat(&mut self, now: Moment) {
+        self.heard = now;
+    }
+
+    /// A status ended the request `id`.
+    pub fn ended(&mut self, id: u64, end: End, now: Moment) {
+        self.heard = now;
+        if end == End::Lost {
+            self.forget();
+            return;
+        }
+        let Some(at) = self.open.iter().position(|open| open.id == id) else { return };
+        let open = self.open.remove(at);
+        let unused = match end {
+            End::Over { unused } => unused.unwrap_or(open.batch),
+            End::Refused => {
+                self.refusals = (self.refusals + 1).min(6);
+                self.not_before = now + Duration::from_millis(50 << self.refusals);
+                open.batch
+            }
+            End::Lost => 0,
+        };
+        self.outstanding -= unused.min(open.batch).min(self.outstanding);
+        if self.open.is_empty() {
+            self.outstanding = 0;
+        }
+    }
+
+    /// Forgets everything: the connection is a new one, or its answers can no longer reach us.
+    pub fn forget(&mut self) {
+        self.open.clear();
+        self.outstanding = 0;
+        self.not_before = Moment::ZERO;
+    }
+
+    /// Closes requests whose end was never told. Returns whether the consumer has been silent for more than two
+    /// heartbeats: then the requests must be made anew, on an inbox that the old ones cannot reach.
+    pub fn tick(&mut self, now: Moment) -> bool {
+        let before = self.open.len();
+        self.open.retain(|open| now < open.over);
+        if self.open.is_empty() && before > 0 {
+            self.outstanding = 0;
+        }
+        !self.open.is_empty() && now.saturating_sub(self.heard) > 2 * HEARTBEAT + GRACE
+    }
+
+    /// When [`Credit::tick`] or [`Credit::ask`] may have something new to say.
+    pub fn next_tick(&self) -> Option<Moment> {
+        let over = self.open.iter().map(|open| open.over).min();
+        over.map(|over| over.min(self.heard + 2 * HEARTBEAT + GRACE + Duration::from_millis(1)))
+    }
+}
+
+/// Shares `credit` among consumers. Each has `(work is waiting there, it serves the retry lane)`. Those with work
+/// share by their lanes' floors; an idle one keeps a single credit, so that it can say that it is idle no longer:
+/// the sum is at most `credit` and one for each consumer.
+pub fn share(credit: usize, fresh_floor: usize, retry_floor: usize, consumers: &[(bool, bool)], into: &mut Vec<usize>) {
+    into.clear();
+    if credit == 0 {
+        into.resize(consumers.len(), 0);
+        return;
+    }
+    let count = |busy: bool, retry: bool| consumers.iter().filter(|&&c| c == (busy, retry)).count();
+    let (fresh, retry) = (count(true, false), count(true, true));
+    let (for_fresh, for_retry) = match (fresh, retry) {
+        // Nobody is known to have work: whoever gets some first may have it all.
+        (0, 0) => {
+            let each = credit.div_ceil(consumers.len().max(1));
+            into.extend(consumers.iter().map(|_| each));
+            return;
+        }
+        (_, 0) => (credit, 0),
+        (0, _) => (0, credit),
+        _ => {
+            let retry = (credit / 2).max(retry_floor).min(credit - fresh_floor.min(credit));
+            (credit - retry, retry)
+        }
+    };
+    into.extend(consumers.iter().map(|consumer| match consumer {
+        (true, false) => (for_fresh / fresh).max(1),
+        (true, true) => (for_retry / retry).max(1),
+        (false, _) => 1,
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask(usize),
+        Deliver,
+        Expire(usize),
+        Refuse(usize),
+        Lose,
+        Reconnect,
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0usize..40).prop_map(Step::Ask),
+            8 => Just(Step::Deliver),
+            2 => (0usize..4).prop_map(Step::Expire),
+            1 => (0usize..4).prop_map(Step::Refuse),
+            1 => Just(Step::Lose),
+            1 => Just(Step::Reconnect),
+            2 => (0u64..3_000).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// Against a server that serves its open requests in turn and tells the end of each: what we believe to be
+        /// outstanding is exactly what may still come.
+        #[test]
+        fn what_is_outstanding_is_what_may_still_come(steps in proptest::collection::vec(step(), 0..200)) {
+            let mut credit = Credit::default();
+            // The server's side: (id, messages left, expires).
+            let mut server: Vec<(u64, usize, Moment)> = Vec::new();
+            let mut now = Moment::ZERO;
+            for step in steps {
+                match step {
+                    Step::Ask(target) => {
+                        if let Some(pull) = credit.ask(target, now) {
+                            prop_assert!(credit.outstanding() <= target);
+                            server.push((pull.id, pull.batch, now + EXPIRES));
+                        }
+                    }
+                    Step::Deliver => {
+                        if !server.is_empty() {
+                            let mut head = server.remove(0);
+                            head.1 -= 1;
+                            if head.1 > 0 {
+                                server.push(head);
+                            }
+                            credit.received(now);
+                        }
+                    }
+                    Step::Expire(n) => {
+                        if n < server.len() {
+                            let (id, left, _) = server.remove(n);
+                            credit.ended(id, End::Over { unused: Some(left) }, now);
+                        }
+                    }
+                    Step::Refuse(n) => {
+                        // Only a request of which nothing was served yet is refused.
+                        let all = |id| credit.open.iter().find(|open| open.id == id).map(|open| open.batch);
+                        if n < server.len() && all(server[n].0) == Some(server[n].1) {
+                            let (id, _, _) = server.remove(n);
+                            credit.ended(id, End::Refused, now);
+                        }
+                    }
+                    Step::Lose => {
+                        server.clear();
+                        credit.ended(0, End::Lost, now);
+                    }
+                    Step::Reconnect => {
+                        server.clear();
+                        credit.forget();
+                    }
+                    Step::Wait(ms) => {
+                        let until = now + Duration::from_millis(ms);
+                        // Requests whose time comes end with a status.
+                        server.sort_by_key(|open| open.2);
+                        while server.first().is_some_and(|open| open.2 <= until) {
+                            let (id, left, at) = server.remove(0);
+                            credit.ended(id, End::Over { unused: Some(left) }, at);
+                        }
+                        now = until;
+                        credit.tick(now);
+                    }
+                }
+                prop_assert_eq!(credit.outstanding(), server.iter().map(|open| open.1).sum::<usize>());
+            }
+        }
+
+        /// Whatever the server leaves unsaid: after the last request's time the credit is free again.
+        #[test]
+        fn nothing_is_believed_in_for_ever(asks in proptest::collection::vec(1usize..50, 1..10), served in 0usize..60) {
+            let mut credit = Credit::default();
+            let mut total = 0;
+            for target in asks {
+                total += target;
+                credit.ask(total, Moment::ZERO);
+            }
+            for _ in 0..served {
+                credit.received(Moment::ZERO);
+            }
+            credit.tick(EXPIRES + GRACE);
+            prop_assert_eq!(credit.outstanding(), 0);
+            prop_assert!(credit.ask(1, EXPIRES + GRACE).is_some());
+        }
+
+        #[test]
+        fn shares_keep_to_the_credit_and_one_each(
+            credit in 0usize..200,
+            floors in (0usize..60, 0usize..60),
+            consumers in proptest::collection::vec((any::<bool>(), any::<bool>()), 1..6),
+        ) {
+            let mut shares = Vec::new();
+            share(credit, floors.0, floors.1, &consumers, &mut shares);
+            prop_assert_eq!(shares.len(), consumers.len());
+            prop_assert!(shares.iter().sum::<usize>() <= credit + consumers.len());
+            prop_assert!(credit == 0 || shares.iter().all(|&share| share > 0));
+        }
+    }
+
+    #[test]
+    fn silence_is_noticed_and_heartbeats_break_it() {
+        let mut credit = Credit::default();
+        credit.ask(5, Moment::ZERO);
+        let silent = 2 * HEARTBEAT + GRACE + Duration::from_millis(1);
+        assert!(silent < EXPIRES + GRACE, "noticed before the request would have ended by itself");
+        assert!(!credit.tick(HEARTBEAT));
+        assert!(credit.tick(silent));
+        credit.heartbeat(silent);
+        assert!(!credit.tick(silent));
+    }
+
+    #[test]
+    fn a_full_waiting_room_is_asked_again_later() {
+        let mut credit = Credit::default();
+        let pull = credit.ask(5, Moment::ZERO).expect("nothing is outstanding");
+        credit.ended(pull.id, End::Refused, Moment::ZERO);
+        assert_eq!(credit.ask(5, Duration::from_millis(1)), None);
+        assert!(credit.ask(5, Duration::from_secs(4)).is_some());
+    }
+
+    #[test]
+    fn lanes_with_work_get_their_floors() {
+        let mut shares = Vec::new();
+        share(64, 16, 16, &[(true, false), (true, true)], &mut shares);
+        assert_eq!(shares, [32, 32]);
+        share(64, 60, 1, &[(true, false), (true, true)], &mut shares);
+        assert_eq!(shares, [60, 4]);
+        share(64, 16, 16, &[(true, false), (false, true)], &mut shares);
+        assert_eq!(shares, [64, 1]);
+    }
+}
