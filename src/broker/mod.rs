@@ -19,6 +19,8 @@ pub mod delivery;
 pub mod fingerprint;
 pub mod letter;
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
 pub mod redrive;
 pub mod selector;
 #[cfg(feature = "sqlite")]
@@ -587,6 +589,8 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
         "sqlite" => sqlite::connect(address, options).await,
         #[cfg(not(feature = "sqlite"))]
         "sqlite" => Err(absent("sqlite")),
+        #[cfg(feature = "nats")]
+        "nats" | "nats+tls" | "tls" => nats::connect(address, options).await,
         #[cfg(not(feature = "nats"))]
         "nats" | "nats+tls" | "tls" => Err(absent("nats")),
         #[cfg(not(feature = "kafka"))]

@@ -1,0 +1,148 @@
+//! What every task of an open queue needs: the connection, the names, and how records of ours are stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::api::{Api, Error, PubAck, Stored};
+use super::letters;
+use super::link::Link;
+use super::names::{self, Names};
+use super::topology::Features;
+use super::wire::{self, header};
+use crate::broker::{Queue, Token};
+use crate::message::record::{self, Dead, Record};
+use crate::message::{Binding, Message};
+use crate::time::{Clock, Timestamp};
+
+/// Retries sooner than this are stored as due at once and put off by whoever receives them: a schedule is late by up
+/// to a quarter of a second, and costs a message more.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// See the module.
+pub struct Context {
+    /// The connection.
+    pub link: Arc<Link>,
+    /// JetStream.
+    pub api: Api,
+    /// Our names.
+    pub names: Names,
+    /// The queue.
+    pub queue: Queue,
+    /// `worker.lease`
+    pub lease: Duration,
+    /// What the stream of work can do.
+    pub features: Features,
+    /// When the streams that this queue reads were made, by name.
+    pub created: Vec<(String, Timestamp)>,
+    /// The wall clock.
+    pub clock: Clock,
+    /// This process.
+    pub worker: Arc<str>,
+}
+
+/// A record to be stored in the stream of work.
+pub struct Draft<'a> {
+    /// What it says.
+    pub record: &'a Record,
+    /// The original.
+    pub original: &'a Message,
+    /// See [`names::key`].
+    pub key: &'a str,
+    /// How many records came before it.
+    pub hop: u64,
+    /// The acknowledgement subject of what it replaces.
+    pub replaces: Option<&'a str>,
+}
+
+impl Context {
+    /// Stores a record of this queue until `deadline`; a record that is stored already counts.
+    pub async fn store(&self, draft: &Draft<'_>, deadline: Instant) -> Result<(), Error> {
+        let queue = &self.queue.name;
+        let record = draft.record;
+        let id = format!("{queue}:{}:{}:{}", draft.key, record.attempt, draft.hop);
+        let mut headers = wire::headers_out(&record::write(&draft.original.headers, record, None, Binding::Dash))
+            .map_err(Error::Answer)?;
+        headers.insert(header::MESSAGE_ID, id.as_str());
+        headers.insert(header::HOP, draft.hop.to_string().as_str());
+        if let Some(replaces) = draft.replaces {
+            headers.insert(header::REPLACES, replaces);
+        }
+        let run = self.names.record(queue, "run", draft.key);
+        let wait = record.not_before.map_or(Duration::ZERO, |due| self.clock.now().until(due));
+        let subject = if self.features.schedules && wait > SHORT {
+            let due = record.not_before.unwrap_or_default();
+            headers.insert(header::SCHEDULE, format!("@at {}", due.to_rfc3339()).as_str());
+            headers.insert(header::TARGET, run.as_str());
+            self.names.record(queue, "wait", draft.key)
+        } else {
+            run
+        };
+        let body = draft.original.body.clone().unwrap_or_default();
+        let ack = self.api.store(&subject, headers.clone(), body.clone(), deadline).await?;
+        if !ack.duplicate {
+            return Ok(());
+        }
+        // The id names the record, so what is there under it is the record, or it was, and has run. Anything else
+        // under this id is stored beside it.
+        let same = |stored: Stored| stored.subject == subject && names::hop(stored.headers.as_ref()) == draft.hop;
+        if self.api.get(&ack.stream, ack.seq).await?.is_none_or(same) {
+            return Ok(());
+        }
+        headers.insert(header::MESSAGE_ID, format!("{id}:{}", uuid::Uuid::now_v7()).as_str());
+        self.api.store(&subject, headers, body, deadline).await.map(drop)
+    }
+
+    /// Stores a dead letter under its key, once.
+    pub async fn bury(
+        &self,
+        record: &Record,
+        dead: &Dead,
+        original: &Message,
+        key: &str,
+        deadline: Instant,
+    ) -> Result<PubAck, Error> {
+        letters::bury(&self.api, &self.names, record, dead, original, key, deadline).await
+    }
+
+    /// Whether what follows the record of this number is stored: a later record of the job, or its dead letter.
+    pub async fn has_successor(&self, key: &str, hop: u64) -> Result<bool, Error> {
+        let queue = &self.queue.name;
+        let (work, dead) = (self.names.work(), self.names.dead());
+        let (run, wait, letter) = (
+            self.names.record(queue, "run", key),
+            self.names.record(queue, "wait", key),
+            self.names.letter(queue, key),
+        );
+        let (run, wait, letter) =
+            futures_util::join!(self.api.last(&work, &run), self.api.last(&work, &wait), self.api.last(&dead, &letter));
+        let later = |stored: Option<Stored>| stored.is_some_and(|stored| names::hop(stored.headers.as_ref()) > hop);
+        Ok(later(run?) || later(wait?) || letter?.is_some())
+    }
+
+    /// Acknowledges, confirmed, a delivery that a record has replaced. One whose consumer or stream is gone, or whose
+    /// stream was made anew since, needs none.
+    pub async fn acknowledge(&self, replaces: &str) -> Result<(), Error> {
+        let reply = replaces;
+        let Some(said) = wire::delivered(reply) else { return Ok(()) };
+        let created = self.created.iter().find(|(stream, _)| stream == said.stream).map(|(_, at)| *at);
+        if created.is_some_and(|created| said.at() < created && created.as_millis() - said.at().as_millis() > 1) {
+            return Ok(());
+        }
+        for _ in 0..3 {
+            match self.link.request(reply, None, Bytes::from_static(b"+ACK"), Duration::from_secs(2)).await {
+                Ok(_) | Err(super::link::RequestError::NoResponders(_)) => return Ok(()),
+                Err(super::link::RequestError::TimedOut(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(super::link::RequestError::TimedOut(reply.to_owned()).into())
+    }
+
+    /// Stores that these are about to start.
+    pub async fn mark(&self, starting: &[(Token, String)]) -> Vec<bool> {
+        vec![true; starting.len()]
+    }
+}

@@ -1,0 +1,87 @@
+//! What has to be known of a delivery before it may run: the record it is, whether it is due, what it replaces, and
+//! whether what follows it is stored already.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+
+use super::context::Context;
+use super::names;
+use super::wire::{self, header};
+use crate::broker::{Delivery, Disposition, Lane};
+use crate::message::Binding;
+use crate::message::record::{self, Record};
+
+/// What to do with a delivery.
+pub enum Prepared {
+    /// Hand it over.
+    Run(Box<Delivery>),
+    /// What follows it is stored: acknowledge it, and nothing more.
+    Succeeded,
+    /// Give it back, to come again after so long.
+    Later(Duration),
+}
+
+/// So long a record that cannot be read or whose past cannot be looked up waits.
+const AGAIN: Duration = Duration::from_secs(1);
+/// So long a record of another version waits for a worker that can read it.
+const FOREIGN: Duration = Duration::from_secs(30);
+
+/// Looks a delivery up. `again`: it was delivered before.
+pub async fn prepare(
+    context: &Context,
+    mut delivery: Delivery,
+    headers: Option<HeaderMap>,
+    lane: Lane,
+    hop: u64,
+    again: bool,
+) -> Prepared {
+    if lane == Lane::Retry {
+        match record::read(&delivery.message.headers, Binding::Dash) {
+            Ok(stored) => {
+                delivery.message.headers = stored.original;
+                delivery.record = Some(Box::new(stored.record));
+            }
+            // Somebody published to the subject of our records by hand: a job for this queue.
+            Err(record::Error::Foreign(_)) => delivery.record = Some(Box::new(Record::default())),
+            Err(error) => {
+                tracing::error!(queue = %context.queue.name, seq = delivery.seq, error = %error, "a record cannot be read");
+                return later(delivery, FOREIGN);
+            }
+        }
+        // What it replaces is acknowledged before anything else: two of one job are never on their way.
+        if let Some(replaces) = wire::text(headers.as_ref(), header::REPLACES)
+            && let Err(error) = context.acknowledge(replaces).await
+        {
+            tracing::warn!(queue = %context.queue.name, error = %error, "failed to acknowledge what a record replaces");
+            return later(delivery, AGAIN);
+        }
+        let due = delivery.record.as_ref().and_then(|record| record.not_before);
+        let wait = due.map_or(Duration::ZERO, |due| context.clock.now().until(due));
+        if !wait.is_zero() {
+            return later(delivery, wait);
+        }
+    }
+    if again {
+        let origin = delivery.origin().to_string();
+        let key = names::key_of(delivery.record.as_deref(), &origin);
+        match context.has_successor(&key, hop).await {
+            Ok(false) => {}
+            Ok(true) => {
+                let _taken = delivery.settle(Disposition::Ack).take();
+                return Prepared::Succeeded;
+            }
+            Err(error) => {
+                tracing::warn!(queue = %context.queue.name, error = %error, "failed to look up a delivery that came again");
+                return later(delivery, AGAIN);
+            }
+        }
+    }
+    Prepared::Run(Box::new(delivery))
+}
+
+/// The pump gives it back, so that dropping it must not.
+fn later(delivery: Delivery, wait: Duration) -> Prepared {
+    let _taken = delivery.settle(Disposition::Release).take();
+    Prepared::Later(wait)
+}

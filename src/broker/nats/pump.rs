@@ -1,0 +1,712 @@
+//! The I/O side of an open queue: one task that pulls, renews leases, and carries settlements out.
+//!
+//! All messages of the queue come over one inbox. The inbox is made anew with each connection, and whenever a
+//! consumer has been silent for too long: what was asked for over the old one can then no longer reach us, and what
+//! comes over the new one was received on a connection that is known by its number.
+//!
+//! Order within a turn: commands first, because they free credit and end leases; then what came; then time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{Message, StatusCode, Subject, Subscriber};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::confirm::{Confirm, GROUP, GROUPS, Item, SINGLES, Verdict};
+use super::context::Context;
+use super::credit::{self, Credit, End, Moment};
+use super::held::{Arrival, Hand, Key, Stage};
+use super::moves::{self, Moved};
+use super::prepare::{self, Prepared};
+use super::shared::{Command, Shared};
+use super::topology::Subscription;
+use super::wire::{self, header};
+use crate::broker::{Channel, Delivery, Disposition, Lane, Settled, Token};
+use crate::message::headers::Builder;
+use crate::message::{Binding, Place};
+
+const ACK: Bytes = Bytes::from_static(b"+ACK");
+const NAK: Bytes = Bytes::from_static(b"-NAK");
+const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
+/// The longest time between two looks at the clock.
+const TURN: Duration = Duration::from_millis(100);
+/// Subjects of one consumer whose channel is kept.
+const CHANNELS: usize = 1_024;
+
+/// One durable that is read.
+struct Consumer {
+    subscription: Subscription,
+    lane: Lane,
+    credit: Credit,
+    /// Messages that waited behind the last one.
+    waiting: u64,
+    next: Subject,
+    channels: HashMap<Box<str>, Arc<Channel>, foldhash::fast::FixedState>,
+    /// Looks for it that found nothing, in a row; and whether one is under way.
+    missing: u32,
+    checking: bool,
+}
+
+struct Inbox {
+    messages: Subscriber,
+    prefix: String,
+    epoch: u64,
+}
+
+/// Settlements of one call that are answered together.
+struct Batch {
+    settled: Vec<Settled>,
+    left: usize,
+    answer: Option<oneshot::Sender<Vec<Settled>>>,
+}
+
+/// What a task of the pump brings back.
+enum Done {
+    Prepared(Key, Prepared),
+    Moved(Key, Moved),
+    Looked(usize, Result<bool, String>),
+    Marked(Vec<Token>, Vec<bool>, oneshot::Sender<Vec<bool>>),
+}
+
+/// See the module.
+pub struct Pump {
+    context: Arc<Context>,
+    shared: Arc<Shared>,
+    commands: mpsc::UnboundedReceiver<Command>,
+    consumers: Vec<Consumer>,
+    hand: Hand<Subject>,
+    hops: HashMap<Key, u64, foldhash::fast::FixedState>,
+    confirm: Confirm<Key>,
+    settling: HashMap<Key, (u64, usize), foldhash::fast::FixedState>,
+    batches: HashMap<u64, Batch, foldhash::fast::FixedState>,
+    next_batch: u64,
+    renewals: HashMap<u64, (Key, Moment), foldhash::fast::FixedState>,
+    next_renewal: u64,
+    tasks: JoinSet<Done>,
+    preparing: usize,
+    inbox: Option<Inbox>,
+    started: Instant,
+    stopping: bool,
+    stopped: Option<oneshot::Sender<()>>,
+    headers: Builder,
+    shares: Vec<usize>,
+    closed: CancellationToken,
+}
+
+impl Pump {
+    /// Reads `fresh` and `work`; ends once `closed` is cancelled and nothing more is to be carried out.
+    pub fn new(
+        context: Arc<Context>,
+        shared: Arc<Shared>,
+        commands: mpsc::UnboundedReceiver<Command>,
+        fresh: Vec<Subscription>,
+        work: Subscription,
+        closed: CancellationToken,
+    ) -> Self {
+        let single =
+            fresh.iter().chain([&work]).all(|s| s.single) && context.link.client.server_info().cluster.is_none();
+        let lanes = fresh.into_iter().map(|s| (s, Lane::Fresh)).chain([(work, Lane::Retry)]);
+        let consumers = lanes
+            .map(|(subscription, lane)| Consumer {
+                next: wire::subject(format!(
+                    "$JS.API.CONSUMER.MSG.NEXT.{}.{}",
+                    subscription.stream, subscription.durable
+                )),
+                waiting: subscription.pending,
+                subscription,
+                lane,
+                credit: Credit::default(),
+                channels: HashMap::default(),
+                missing: 0,
+                checking: false,
+            })
+            .collect();
+        let mut confirm = Confirm::new();
+        confirm.set_grouping(single);
+        shared.set_limit(if single { GROUP * GROUPS } else { SINGLES });
+        Self {
+            hand: Hand::new(context.lease),
+            context,
+            shared,
+            commands,
+            consumers,
+            hops: HashMap::default(),
+            confirm,
+            settling: HashMap::default(),
+            batches: HashMap::default(),
+            next_batch: 0,
+            renewals: HashMap::default(),
+            next_renewal: 0,
+            tasks: JoinSet::new(),
+            preparing: 0,
+            inbox: None,
+            started: Instant::now(),
+            stopping: false,
+            stopped: None,
+            headers: Builder::default(),
+            shares: Vec::new(),
+            closed,
+        }
+    }
+
+    /// Runs until it is closed.
+    pub async fn run(mut self) {
+        let mut came = Vec::new();
+        loop {
+            if self.closed.is_cancelled() && self.idle() {
+                return;
+            }
+            self.connection().await;
+            let shared = self.shared.clone();
+            let next = async {
+                match &mut self.inbox {
+                    Some(inbox) => inbox.messages.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(command) = self.commands.recv() => {
+                    self.command(command).await;
+                    while let Ok(command) = self.commands.try_recv() {
+                        self.command(command).await;
+                    }
+                }
+                message = next => match message {
+                    Some(message) => came.push(message),
+                    None => self.inbox = None,
+                },
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.done(done).await,
+                () = shared.demand.notified() => {}
+                () = tokio::time::sleep(TURN) => {}
+            }
+            while let Some(message) = self.inbox.as_mut().and_then(|i| i.messages.next().now_or_never()).flatten() {
+                came.push(message);
+                if came.len() >= 1_024 {
+                    break;
+                }
+            }
+            self.received(&mut came).await;
+            self.turn().await;
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.started.elapsed()
+    }
+
+    /// Nothing is left that must be carried out or could still arrive.
+    fn idle(&self) -> bool {
+        let coming: usize = self.consumers.iter().map(|consumer| consumer.credit.outstanding()).sum();
+        self.batches.is_empty()
+            && self.tasks.is_empty()
+            && self.confirm.len() == 0
+            && (coming == 0 || !self.connected())
+    }
+
+    fn connected(&self) -> bool {
+        self.context.link.connected()
+    }
+
+    /// A connection of another number than the inbox's, and no inbox, ask for a new one.
+    async fn connection(&mut self) {
+        let link = &self.context.link;
+        let epoch = link.epoch();
+        if !link.connected() || self.inbox.as_ref().is_some_and(|inbox| inbox.epoch == epoch) {
+            return;
+        }
+        self.reopen(epoch).await;
+    }
+
+    async fn reopen(&mut self, epoch: u64) {
+        let prefix = self.context.link.client.new_inbox();
+        // The old one is dropped first: its requests lose their way, and their credit with it.
+        self.inbox = None;
+        for consumer in &mut self.consumers {
+            consumer.credit.forget();
+        }
+        self.renewals.clear();
+        match self.context.link.client.subscribe(format!("{prefix}.*.*.*")).await {
+            Ok(messages) => self.inbox = Some(Inbox { messages, prefix, epoch }),
+            Err(error) => tracing::warn!(error = %error, "failed to subscribe to an inbox"),
+        }
+    }
+
+    async fn publish(&self, subject: Subject, payload: Bytes) {
+        // A publication that fails is one that was not confirmed; whoever needs it confirmed tries again.
+        let _ = self.context.link.client.publish(subject, payload).await;
+    }
+
+    async fn ask(&self, subject: Subject, reply: String, payload: Bytes) {
+        // Likewise.
+        let _ = self.context.link.client.publish_with_reply(subject, wire::subject(reply), payload).await;
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Settle(items, answer) => self.settle(items, answer).await,
+            Command::Release(token) => self.release(Key(token.0, token.1), NAK).await,
+            Command::Mark(tokens, answer) => {
+                let context = self.context.clone();
+                let keys: Vec<(Token, String)> = tokens.iter().map(|&token| (token, self.mark_key(token))).collect();
+                self.tasks.spawn(async move {
+                    let marked = context.mark(&keys).await;
+                    Done::Marked(tokens, marked, answer)
+                });
+            }
+            Command::Stop(answer) => {
+                self.stopping = true;
+                self.stopped = Some(answer);
+            }
+        }
+    }
+
+    fn mark_key(&self, token: Token) -> String {
+        let stream = self.consumers.get(token.0 as usize).map_or("", |c| c.subscription.stream.as_str());
+        let stored = self.hand.get(Key(token.0, token.1)).map_or(0, |held| held.stored);
+        super::names::key(&format!("{stream}:{}:{}", token.1, stored / 1_000_000), 0)
+    }
+
+    async fn settle(&mut self, items: Vec<(Delivery, Disposition)>, answer: oneshot::Sender<Vec<Settled>>) {
+        self.next_batch += 1;
+        let id = self.next_batch;
+        let left = items.len();
+        self.batches.insert(id, Batch { settled: vec![Settled::Stored; left], left, answer: Some(answer) });
+        if left == 0 {
+            self.batches.remove(&id);
+        }
+        for (index, (delivery, disposition)) in items.into_iter().enumerate() {
+            let key = Key(delivery.token.0, delivery.token.1);
+            let Some(held) = self.hand.get_mut(key) else {
+                self.finish(id, index, Settled::Stale);
+                continue;
+            };
+            let (lost, epoch) = (held.lost, held.epoch);
+            held.stage = Stage::Settling;
+            match disposition {
+                Disposition::Ack => {
+                    self.settling.insert(key, (id, index));
+                    self.confirm.offer(Item { token: key, epoch, alone: lost });
+                }
+                Disposition::Release => {
+                    self.release(key, NAK).await;
+                    self.finish(id, index, if lost { Settled::Stale } else { Settled::Stored });
+                }
+                _ if lost => {
+                    self.drop_from_hand(key, false);
+                    self.finish(id, index, Settled::Stale);
+                }
+                moved => {
+                    self.settling.insert(key, (id, index));
+                    let hop = self.hops.get(&key).copied().unwrap_or(0);
+                    let (context, shared) = (self.context.clone(), self.shared.clone());
+                    let reply = held.reply.clone();
+                    self.tasks.spawn(async move {
+                        Done::Moved(key, moves::carry_out(&context, &shared, delivery, moved, reply, hop).await)
+                    });
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, batch: u64, index: usize, settled: Settled) {
+        let Some(entry) = self.batches.get_mut(&batch) else { return };
+        entry.settled[index] = settled;
+        entry.left -= 1;
+        if entry.left == 0
+            && let Some(mut entry) = self.batches.remove(&batch)
+            && let Some(answer) = entry.answer.take()
+        {
+            // The engine need not wait for it.
+            let _ = answer.send(entry.settled);
+        }
+    }
+
+    fn finish_key(&mut self, key: Key, settled: Settled) {
+        if let Some((batch, index)) = self.settling.remove(&key) {
+            self.finish(batch, index, settled);
+        }
+    }
+
+    fn drop_from_hand(&mut self, key: Key, done: bool) {
+        self.hand.remove(key, done);
+        self.hops.remove(&key);
+        self.shared.forget(Token(key.0, key.1));
+    }
+
+    /// Gives a delivery back at once, or after the delay that `how` says; a lost one is only let go.
+    async fn release(&mut self, key: Key, how: Bytes) {
+        let Some(held) = self.hand.get(key) else { return };
+        // On a lost connection it would wait and go out on the next one, when somebody else may have the job.
+        if !held.lost && self.connected() {
+            self.publish(held.reply.clone(), how).await;
+        }
+        self.drop_from_hand(key, false);
+    }
+
+    async fn received(&mut self, came: &mut Vec<Message>) {
+        if came.is_empty() {
+            return;
+        }
+        let now = self.now();
+        let Some(epoch) = self.inbox.as_ref().map(|inbox| inbox.epoch) else { return came.clear() };
+        let mut fresh = Vec::with_capacity(came.len());
+        for message in came.drain(..) {
+            match message.reply.clone() {
+                Some(reply) if message.status.is_none() && reply.starts_with("$JS.ACK.") => {
+                    if let Some(delivery) = self.delivery(message, reply, epoch, now).await {
+                        fresh.push(delivery);
+                    }
+                }
+                _ => self.answer(&message, now).await,
+            }
+        }
+        if !fresh.is_empty() {
+            self.shared.push(fresh.into_iter());
+        }
+    }
+
+    /// A message of a consumer: in hand from now on, or known already.
+    async fn delivery(&mut self, message: Message, reply: Subject, epoch: u64, now: Moment) -> Option<Delivery> {
+        let said = wire::delivered(&reply)?;
+        let index = self.consumers.iter().position(|consumer| consumer.subscription.stream == said.stream)?;
+        let consumer = &mut self.consumers[index];
+        consumer.credit.received(now);
+        consumer.waiting = said.pending;
+        consumer.missing = 0;
+        let key = Key(index as u64, said.seq);
+        if self.stopping && self.hand.get(key).is_none() {
+            self.publish(reply, NAK).await;
+            return None;
+        }
+        match self.hand.arrive(key, reply.clone(), said.stored, epoch, now) {
+            Arrival::Joined => return None,
+            Arrival::Done => {
+                self.publish(reply, ACK).await;
+                return None;
+            }
+            Arrival::New => {}
+        }
+        let channel = self.channel(index, &message.subject);
+        let headers = wire::headers_in(message.headers.as_ref(), &mut self.headers);
+        let original = crate::message::Message { headers, body: Some(message.payload), key: None };
+        let token = Token(key.0, key.1);
+        let mut delivery = Delivery::new(original, channel, said.seq, said.at(), token);
+        let lane = self.consumers[index].lane;
+        if lane == Lane::Fresh && said.count == 1 {
+            return Some(delivery);
+        }
+        delivery.needs_mark = said.count > 1;
+        let hop = super::names::hop(message.headers.as_ref());
+        self.hops.insert(key, hop);
+        self.preparing += 1;
+        let context = self.context.clone();
+        let again = said.count > 1;
+        self.tasks.spawn(async move {
+            Done::Prepared(key, prepare::prepare(&context, delivery, message.headers, lane, hop, again).await)
+        });
+        None
+    }
+
+    fn channel(&mut self, index: usize, subject: &Subject) -> Arc<Channel> {
+        let consumer = &mut self.consumers[index];
+        if let Some(channel) = consumer.channels.get(subject.as_str()) {
+            return channel.clone();
+        }
+        let stream = &consumer.subscription.stream;
+        let place = Place {
+            position: format!("nats:{stream}"),
+            source: format!("nats://{stream}"),
+            topic: (consumer.lane == Lane::Fresh).then(|| Arc::from(subject.as_str())),
+            binding: Binding::Dash,
+        };
+        let channel = Arc::new(Channel { lane: consumer.lane, place: Arc::new(place), leases: self.shared.clone() });
+        if consumer.lane == Lane::Fresh && consumer.channels.len() < CHANNELS {
+            consumer.channels.insert(subject.as_str().into(), channel.clone());
+        }
+        channel
+    }
+
+    /// A status of a pull request, or the reply to an acknowledgement or a renewal.
+    async fn answer(&mut self, message: &Message, now: Moment) {
+        let mut tokens = message.subject.rsplit('.');
+        let (Some(id), Some(index), Some(kind)) = (tokens.next(), tokens.next(), tokens.next()) else { return };
+        let Ok(id) = id.parse::<u64>() else { return };
+        let failed = message.status.is_some_and(|status| status != StatusCode::OK);
+        match kind {
+            "a" => {
+                let epoch = self.context.link.epoch();
+                match self.confirm.replied(id, failed, epoch) {
+                    Some(Verdict::Confirmed(items)) => items.into_iter().for_each(|item| self.confirmed(item.token)),
+                    Some(Verdict::Unknown(items)) => self.unknown(items, failed),
+                    None => {}
+                }
+            }
+            "w" => {
+                if let Some((key, sent)) = self.renewals.remove(&id)
+                    && !failed
+                {
+                    self.hand.renewed(key, sent);
+                }
+            }
+            _ => {
+                if let Ok(index) = index.parse::<usize>()
+                    && index < self.consumers.len()
+                {
+                    self.status(index, id, message, now);
+                }
+            }
+        }
+    }
+
+    fn confirmed(&mut self, key: Key) {
+        let lost = self.hand.get(key).is_some_and(|held| held.lost);
+        self.drop_from_hand(key, true);
+        self.finish_key(key, if lost { Settled::Stale } else { Settled::Stored });
+    }
+
+    /// Acknowledgements of which nothing is known go out again for as long as the lease lasts.
+    fn unknown(&mut self, items: Vec<Item<Key>>, gone: bool) {
+        for mut item in items {
+            let Some(held) = self.hand.get(item.token) else { continue };
+            if held.lost || gone && held.epoch != item.epoch {
+                self.give_up(item.token);
+                continue;
+            }
+            item.epoch = held.epoch;
+            self.confirm.offer(item);
+        }
+    }
+
+    fn give_up(&mut self, key: Key) {
+        self.drop_from_hand(key, false);
+        self.finish_key(key, Settled::Unconfirmed("the lease ended before the server answered".to_owned()));
+    }
+
+    /// Source: ADR-37 and nats-server's consumer.go.
+    fn status(&mut self, index: usize, id: u64, message: &Message, now: Moment) {
+        let status = message.status.map_or(0, |status| status.as_u16());
+        let text = message.description.as_deref().unwrap_or_default().to_lowercase();
+        let consumer = &mut self.consumers[index];
+        let end = match status {
+            100 => {
+                consumer.missing = 0;
+                return consumer.credit.heartbeat(now);
+            }
+            404 | 408 => End::Over {
+                unused: wire::text(message.headers.as_ref(), header::UNUSED).and_then(|text| text.parse().ok()),
+            },
+            409 if text.contains("maxwaiting") || text.contains("batch completed") => End::Refused,
+            409 if text.contains("message size") => End::Over { unused: None },
+            409 if text.contains("consumer deleted") || text.contains("push based") => {
+                self.look(index);
+                End::Lost
+            }
+            // A new leader, a server that leaves.
+            409 => End::Lost,
+            // A pin that is no longer ours; a request that this server does not understand.
+            423 | 400 => {
+                tracing::warn!(status, text, "a pull request was refused");
+                End::Refused
+            }
+            503 => {
+                self.look(index);
+                End::Refused
+            }
+            _ => End::Over { unused: None },
+        };
+        let consumer = &mut self.consumers[index];
+        if matches!(end, End::Over { .. }) {
+            consumer.waiting = 0;
+        }
+        consumer.credit.ended(id, end, now);
+    }
+
+    /// Nobody answered for a consumer: is it still there?
+    fn look(&mut self, index: usize) {
+        let consumer = &mut self.consumers[index];
+        if consumer.checking {
+            return;
+        }
+        consumer.checking = true;
+        let (context, subscription) = (self.context.clone(), consumer.subscription.clone());
+        self.tasks.spawn(async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let found = context.api.consumer(&subscription.stream, &subscription.durable).await;
+            Done::Looked(index, found.map(|found| found.is_some()).map_err(|error| error.to_string()))
+        });
+    }
+
+    async fn done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let done = match done {
+            Ok(done) => done,
+            // A task of ours panics only by a bug; the lease brings the delivery back.
+            Err(error) => return tracing::error!(error = %error, "a settlement ended in a panic"),
+        };
+        match done {
+            Done::Prepared(key, prepared) => {
+                self.preparing -= 1;
+                match prepared {
+                    Prepared::Run(delivery) if self.stopping => drop(delivery),
+                    Prepared::Run(delivery) => self.shared.push(std::iter::once(*delivery)),
+                    Prepared::Succeeded => {
+                        if let Some(held) = self.hand.get(key) {
+                            self.confirm.offer(Item { token: key, epoch: held.epoch, alone: true });
+                        }
+                    }
+                    Prepared::Later(delay) => {
+                        let how = format!("-NAK {{\"delay\":{}}}", delay.as_nanos());
+                        self.release(key, Bytes::from(how)).await;
+                    }
+                }
+            }
+            Done::Moved(key, moved) => match (moved, self.hand.get(key)) {
+                (Moved::Stored, Some(held)) => {
+                    self.confirm.offer(Item { token: key, epoch: held.epoch, alone: true });
+                }
+                (Moved::Lost, _) => {
+                    self.drop_from_hand(key, false);
+                    self.finish_key(key, Settled::Stale);
+                }
+                (Moved::Refused(why), _) => {
+                    self.release(key, NAK).await;
+                    self.finish_key(key, Settled::Unconfirmed(why));
+                }
+                (Moved::Stored, None) => self.finish_key(key, Settled::Stored),
+            },
+            Done::Looked(index, found) => {
+                let consumer = &mut self.consumers[index];
+                consumer.checking = false;
+                match found {
+                    Ok(true) => consumer.missing = 0,
+                    Ok(false) => {
+                        consumer.missing += 1;
+                        if consumer.missing >= 3 {
+                            self.confirm.doubt();
+                            let Subscription { stream, durable, .. } = &consumer.subscription;
+                            let why = format!(
+                                "the consumer {durable} on the stream {stream} was removed while this worker reads it; \
+                                 start the worker again to make it anew"
+                            );
+                            return self.shared.fail(why);
+                        }
+                        self.look(index);
+                    }
+                    Err(error) => tracing::debug!(error, "failed to look for a consumer"),
+                }
+            }
+            Done::Marked(_, marked, answer) => {
+                // The engine may have given up waiting.
+                let _ = answer.send(marked);
+            }
+        }
+    }
+
+    /// What time and room ask for: leases, acknowledgements, pulls.
+    async fn turn(&mut self) {
+        let now = self.now();
+        self.leases(now).await;
+        let link = self.context.link.clone();
+        self.shared.set_broker_trouble(match (link.denied(), link.connected()) {
+            (Some(denied), _) => Some(denied),
+            (None, false) => Some("the connection to NATS is lost".to_owned()),
+            (None, true) => None,
+        });
+        if !link.connected() {
+            return;
+        }
+        let epoch = link.epoch();
+        let overdue = if self.confirm.flying() { self.confirm.overdue(epoch, now) } else { Vec::new() };
+        self.unknown(overdue, false);
+        self.acknowledge(epoch, now).await;
+        self.pull(epoch, now).await;
+        if self.stopping {
+            let coming: usize = self.consumers.iter().map(|consumer| consumer.credit.outstanding()).sum();
+            if let Some(stopped) = self.stopped.take() {
+                // Whoever stopped need not wait; what still comes is given back as it comes.
+                let _ = stopped.send(());
+                tracing::debug!(coming, "intake has stopped");
+            }
+        }
+    }
+
+    async fn leases(&mut self, now: Moment) {
+        if self.hand.len() == 0 {
+            return;
+        }
+        let (mut renew, mut lost) = (Vec::new(), Vec::new());
+        self.hand.check(now, &mut renew, &mut lost);
+        for key in lost {
+            self.shared.lose(Token(key.0, key.1));
+        }
+        let Some(prefix) = self.inbox.as_ref().map(|inbox| inbox.prefix.clone()) else { return };
+        if !self.connected() {
+            return;
+        }
+        for key in renew {
+            let Some(held) = self.hand.get(key) else { continue };
+            self.next_renewal += 1;
+            let reply = format!("{prefix}.w.0.{}", self.next_renewal);
+            self.renewals.insert(self.next_renewal, (key, now));
+            self.ask(held.reply.clone(), reply, PROGRESS).await;
+        }
+    }
+
+    async fn acknowledge(&mut self, epoch: u64, now: Moment) {
+        let Some(prefix) = self.inbox.as_ref().filter(|inbox| inbox.epoch == epoch).map(|i| i.prefix.clone()) else {
+            return;
+        };
+        while let Some(flight) = self.confirm.next(epoch, now) {
+            let last = flight.items.len() - 1;
+            for (index, item) in flight.items.iter().enumerate() {
+                let Some(held) = self.hand.get(item.token) else { continue };
+                let subject = held.reply.clone();
+                if index == last {
+                    self.ask(subject, format!("{prefix}.a.0.{}", flight.ticket), ACK).await;
+                } else {
+                    self.publish(subject, ACK).await;
+                }
+            }
+        }
+    }
+
+    async fn pull(&mut self, epoch: u64, now: Moment) {
+        let mut silent = false;
+        for consumer in &mut self.consumers {
+            silent |= consumer.credit.tick(now);
+        }
+        if silent {
+            tracing::debug!(queue = %self.context.queue.name, "a consumer is silent; its inbox is made anew");
+            self.reopen(epoch).await;
+        }
+        if self.stopping {
+            return;
+        }
+        let Some(prefix) = self.inbox.as_ref().filter(|inbox| inbox.epoch == epoch).map(|i| i.prefix.clone()) else {
+            return;
+        };
+        let demand = self.shared.demand(self.preparing);
+        let state: smallvec::SmallVec<[(bool, bool); 4]> =
+            self.consumers.iter().map(|c| (c.waiting > 0, c.lane == Lane::Retry)).collect();
+        let mut shares = std::mem::take(&mut self.shares);
+        credit::share(demand.jobs, demand.fresh_floor, demand.retry_floor, &state, &mut shares);
+        for (index, &share) in shares.iter().enumerate() {
+            let Some(pull) = self.consumers[index].credit.ask(share, now) else { continue };
+            let body = format!(
+                "{{\"batch\":{},\"expires\":{},\"idle_heartbeat\":{}}}",
+                pull.batch,
+                credit::EXPIRES.as_nanos(),
+                credit::HEARTBEAT.as_nanos()
+            );
+            self.ask(self.consumers[index].next.clone(), format!("{prefix}.p.{index}.{}", pull.id), Bytes::from(body))
+                .await;
+        }
+        self.shares = shares;
+    }
+}
