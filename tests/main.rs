@@ -5,6 +5,8 @@
 
 mod support;
 
+mod layout;
+
 mod conformance;
 
 mod ledger;
