@@ -10,3 +10,5 @@ mod layout;
 mod conformance;
 
 mod ledger;
+
+mod admin;
