@@ -38,13 +38,18 @@ impl Error {
         Self { verdict: Verdict::Permanent, kind: "permanent".to_owned(), message: message.to_string() }
     }
 
+    /// The longest delay that is obeyed, 100 years: longer ones mean never, and delays are added to times.
+    pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
+
     /// Tried again no earlier than after `delay`. Uses an attempt; may exceed the policy's `max`.
     pub fn retry_after(delay: Duration, message: impl std::fmt::Display) -> Self {
+        let delay = delay.min(Self::LONGEST);
         Self { verdict: Verdict::RetryAfter(delay), kind: "retry_after".to_owned(), message: message.to_string() }
     }
 
     /// Again after `delay`, without using an attempt: "not yet".
     pub fn snooze(delay: Duration) -> Self {
+        let delay = delay.min(Self::LONGEST);
         Self { verdict: Verdict::Snooze(delay), kind: "snooze".to_owned(), message: "snoozed".to_owned() }
     }
 
@@ -127,5 +132,7 @@ mod tests {
         );
         assert_eq!(Error::from(std::io::Error::other("x")).kind(), "io::Error");
         assert_eq!(error.to_string(), "cannot print: no paper");
+        assert_eq!(Error::snooze(Duration::MAX).verdict(), Verdict::Snooze(Error::LONGEST));
+        assert_eq!(Error::retry_after(Duration::MAX, "").verdict(), Verdict::RetryAfter(Error::LONGEST));
     }
 }

@@ -2,8 +2,17 @@
 //!
 //! The request has `ce-specversion`, `ce-id`, `ce-source`, `ce-type`, the event's further attributes, `ce-attempt`,
 //! `Content-Type`, W3C trace context, and the configured headers; its body is [`Event::data`] byte for byte. Headers
-//! of the message that are no attributes are not passed on. Redirects are never followed. How an answer becomes an
-//! outcome is said in [`answer`].
+//! of the message that are no attributes are not passed on. Redirects are never followed.
+//!
+//! | status | meaning |
+//! |---|---|
+//! | 2xx | done |
+//! | 401, 403, 404, 405, 408, 409, 425, 429, 3xx, 5xx, and what is no status of RFC 9110 | tried again |
+//! | all other 4xx | permanent |
+//! | refused, reset, broken off | tried again |
+//!
+//! `Retry-After` is obeyed wherever an attempt is made again. The error's text is a hint where there is one, and the
+//! first KiB of the answer.
 //!
 //! There is no timeout here: the worker drops the request when the attempt times out, which closes its connection.
 //! A waiting request holds one connection and hyper's buffers for it, and nothing of ours but a boxed future.
@@ -39,8 +48,8 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
 }
 
-/// Builds the handler of an HTTP job, with a pooled client of its own. Reads `bearer_file` and `ca_file`. Must be
-/// called within a tokio runtime. The error is a sentence for whoever wrote the configuration.
+/// Builds the handler of an HTTP job, with a pooled client of its own. Reads `bearer_file` and `ca_file`. The error is
+/// a sentence for whoever wrote the configuration.
 pub fn handler(config: &Config) -> Result<Arc<dyn Handler>, String> {
     let url = parse_url(&config.url)?;
     let client = client(config, &url)?;

@@ -1,7 +1,7 @@
 //! What our own records say beside the original: attempt, due time, job, failure.
 //!
 //! A retry, an enqueued job, a dead letter and a replay are records of ours. Brokers that have columns keep
-//! these fields there; brokers that have only headers write them with [`write`] and read them with [`read`]:
+//! these fields there; brokers that have only headers write them with [`write()`] and read them with [`read`]:
 //!
 //! - the original's headers come first, in their order and unchanged;
 //! - one whose name the record needs for itself is called `windlass-orig-NAME` instead: our attributes (`ce-attempt`,
@@ -19,7 +19,7 @@ use super::headers::Builder;
 use super::{Attempt, Binding, Failure, Headers, JobName, Origin, QueueName, Reason, attribute};
 use crate::time::Timestamp;
 
-/// The version of the form that [`write`] writes. [`read`] knows the one before it too.
+/// The version of the form that [`write()`] writes. [`read`] knows the one before it too.
 pub const VERSION: u32 = 1;
 
 /// The fields of a record of ours. A message fresh from a topic has none (see [`Record::fresh`]).
@@ -205,7 +205,7 @@ pub fn write(original: &Headers, record: &Record, dead: Option<&Dead>, binding: 
     fields.0.finish()
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write()`] wrote.
 pub fn read(headers: &Headers, binding: Binding) -> Result<Stored, Error> {
     let mut original = Builder::with_capacity(headers.size());
     let mut found = Found { binding, values: [const { None }; attribute::OURS.len()] };

@@ -1,14 +1,4 @@
-//! What an answer, or none, means.
-//!
-//! | status | meaning |
-//! |---|---|
-//! | 2xx | done |
-//! | 401, 403, 404, 405, 408, 409, 425, 429, 3xx, 5xx, and what is no status of RFC 9110 | tried again |
-//! | all other 4xx | permanent |
-//! | refused, reset, broken off | tried again |
-//!
-//! `Retry-After` is obeyed wherever an attempt is made again. The error's text is a hint where there is one, and the
-//! first KiB of the answer.
+//! What an answer, or none, means: the table in the documentation of [`http`](super).
 
 use std::error::Error as _;
 use std::io;
@@ -144,8 +134,6 @@ fn redirect(location: &str, url: &Url) -> &'static str {
 /// RFC 9110, 10.2.3: seconds, or a date, which counts by the server's own clock where it says its time. `None` where
 /// there is none, where it cannot be read, and where it is no time at all: the policy's delay is the better one then.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    /// A century: whoever says more means never, and durations are added up elsewhere.
-    const LONGEST: u64 = 100 * 365 * 24 * 3_600;
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let delay = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
@@ -153,7 +141,7 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         let server_now = headers.get(DATE).and_then(|date| date.to_str().ok()).and_then(http_date);
         server_now.unwrap_or(now).until(http_date(text)?)
     };
-    Some(delay.min(Duration::from_secs(LONGEST))).filter(|delay| !delay.is_zero())
+    Some(delay).filter(|delay| !delay.is_zero())
 }
 
 /// RFC 9110, 5.6.7: `Sun, 06 Nov 1994 08:49:37 GMT`, and the two obsolete forms that must be understood.
@@ -265,7 +253,7 @@ mod tests {
             ("Sunday, 06-Nov-94 08:49:37 GMT", Some(7)),
             ("Sun Nov  6 08:49:37 1994", Some(7)),
             ("Sun, 06 Nov 1994 08:00:00 GMT", None),
-            ("99999999999999999999999", Some(100 * 365 * 24 * 3_600)),
+            ("99999999999999999999999", Some(u64::MAX)),
         ] {
             assert_eq!(
                 retry_after(&headers(&[("retry-after", value)]), now),

@@ -359,12 +359,13 @@ async fn tls_trusts_the_configured_authority() {
     serving.join().expect("the server ended well");
 }
 
-#[tokio::test]
-async fn a_bad_configuration_is_told_at_the_start() {
+#[test]
+fn a_bad_configuration_is_told_at_the_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let empty = folder.path().join("empty");
     std::fs::write(&empty, "\n").expect("written");
     let good = config("http://127.0.0.1:8000/x");
+    assert!(handler(&good).is_ok());
     for (bad, word) in [
         (config("127.0.0.1:8000"), "127.0.0.1:8000"),
         (config("ftp://host/x"), "http://"),
