@@ -1,0 +1,105 @@
+//! Key order: of the records with one key, one at a time and in the order of the log.
+//!
+//! A [`Gate`] belongs to one partition. A key is busy from the moment its first record passes until nobody waits for
+//! it any more; a record whose key is busy is parked behind it. A retry keeps its key busy, a dead letter lets it go.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+
+/// Records parked behind the one of their key that is on its way.
+#[derive(Debug)]
+pub struct Gate<T> {
+    lines: HashMap<Bytes, VecDeque<T>, foldhash::fast::RandomState>,
+    parked: usize,
+}
+
+impl<T> Default for Gate<T> {
+    fn default() -> Self {
+        Self { lines: HashMap::default(), parked: 0 }
+    }
+}
+
+impl<T> Gate<T> {
+    /// Lets `item` pass where nothing of its key is on its way; else parks it.
+    pub fn enter(&mut self, key: &Bytes, item: T) -> Option<T> {
+        match self.lines.get_mut(key) {
+            Some(line) => {
+                line.push_back(item);
+                self.parked += 1;
+                None
+            }
+            None => {
+                self.lines.insert(key.clone(), VecDeque::new());
+                Some(item)
+            }
+        }
+    }
+
+    /// The one of this key that was on its way is through: the next one of it passes, if one is parked.
+    pub fn leave(&mut self, key: &Bytes) -> Option<T> {
+        let line = self.lines.get_mut(key)?;
+        if let Some(next) = line.pop_front() {
+            self.parked -= 1;
+            return Some(next);
+        }
+        self.lines.remove(key);
+        None
+    }
+
+    /// How many are parked.
+    pub fn parked(&self) -> usize {
+        self.parked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn one_of_a_key_at_a_time_in_order_and_none_forgotten(
+            keys in proptest::collection::vec(0u8..5, 0..80),
+            picks in proptest::collection::vec(any::<usize>(), 0..400),
+        ) {
+            let mut gate = Gate::default();
+            let mut input = keys.iter().copied().enumerate().collect::<VecDeque<_>>();
+            let mut running: Vec<(usize, u8)> = Vec::new();
+            let mut order: Vec<(usize, u8)> = Vec::new();
+            let mut picks = picks.into_iter();
+            loop {
+                let pick = picks.next().unwrap_or(0);
+                if pick % 2 == 0 && !input.is_empty() {
+                    let (at, key) = input.pop_front().expect("not empty");
+                    if let Some(passed) = gate.enter(&Bytes::from(vec![key]), (at, key)) {
+                        running.push(passed);
+                        order.push(passed);
+                    }
+                } else if !running.is_empty() {
+                    let (_, key) = running.swap_remove(pick % running.len());
+                    if let Some(passed) = gate.leave(&Bytes::from(vec![key])) {
+                        running.push(passed);
+                        order.push(passed);
+                    }
+                } else if input.is_empty() {
+                    break;
+                }
+                let mut busy: Vec<u8> = running.iter().map(|(_, key)| *key).collect();
+                busy.sort_unstable();
+                let before = busy.len();
+                busy.dedup();
+                prop_assert_eq!(before, busy.len(), "two of one key at once");
+                prop_assert_eq!(gate.parked(), keys.len() - input.len() - order.len());
+            }
+            prop_assert_eq!(order.len(), keys.len(), "all passed");
+            for key in 0..5 {
+                let of_key: Vec<usize> = order.iter().filter(|(_, k)| *k == key).map(|(at, _)| *at).collect();
+                prop_assert!(of_key.is_sorted(), "in order");
+            }
+            prop_assert!(gate.lines.is_empty(), "no key is kept");
+        }
+    }
+}
