@@ -5,6 +5,9 @@
 
 mod support;
 
+#[cfg(feature = "kafka")]
+mod kafka;
+
 mod layout;
 
 mod conformance;

@@ -17,6 +17,8 @@
 
 pub mod delivery;
 pub mod fingerprint;
+#[cfg(feature = "kafka")]
+mod kafka;
 pub mod letter;
 mod memory;
 #[cfg(feature = "nats")]
@@ -593,6 +595,8 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
         "nats" | "nats+tls" | "tls" => nats::connect(address, options).await,
         #[cfg(not(feature = "nats"))]
         "nats" | "nats+tls" | "tls" => Err(absent("nats")),
+        #[cfg(feature = "kafka")]
+        "kafka" | "kafka+tls" => kafka::connect(address, options).await,
         #[cfg(not(feature = "kafka"))]
         "kafka" | "kafka+tls" => Err(absent("kafka")),
         _ => Err(Error::Usage(format!(

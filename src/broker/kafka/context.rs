@@ -1,0 +1,159 @@
+//! What librdkafka tells us on its own account: log lines, errors, and that partitions come or go.
+//!
+//! A rebalance is only noted here. librdkafka waits for the assign or unassign that answers it, for as long as the
+//! poll thread needs to finish what is in hand, and keeps the session alive meanwhile; so nothing ever blocks in a
+//! callback.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use rdkafka::client::{ClientContext, OAuthToken};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{Offset, TopicPartitionList};
+
+/// That partitions come or go.
+#[derive(Debug)]
+pub enum Change {
+    /// They are ours once we say so.
+    Assigned(Vec<(String, i32)>),
+    /// They are to be given back.
+    Revoked {
+        /// Which.
+        partitions: Vec<(String, i32)>,
+        /// They are somebody else's already: nothing may be committed.
+        lost: bool,
+    },
+}
+
+/// One client's own account.
+#[derive(Default)]
+pub struct Context {
+    changes: Mutex<Vec<Change>>,
+    closing: AtomicBool,
+    /// No broker answers.
+    down: AtomicBool,
+    /// What a person must change: a wrong password, a certificate that is not trusted.
+    refused: Mutex<Option<String>>,
+    token_command: Option<String>,
+}
+
+impl Context {
+    /// A context whose OAUTHBEARER tokens come from this command.
+    pub fn new(token_command: Option<String>) -> Self {
+        Self { token_command, ..Self::default() }
+    }
+
+    /// What was noted since the last call.
+    pub fn take_changes(&self) -> Vec<Change> {
+        std::mem::take(&mut self.changes.lock())
+    }
+
+    /// From now on partitions are given back without asking.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Whether no broker answers.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// A broker has answered.
+    pub fn is_up(&self) {
+        self.down.store(false, Ordering::Relaxed);
+    }
+
+    /// What a person must change, if something was found.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().clone()
+    }
+}
+
+impl ClientContext for Context {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match level {
+            RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::debug!(facility, text, "librdkafka says");
+            }
+            // What it calls errors it retries by itself; what matters comes by `error`.
+            _ => tracing::info!(facility, text, "librdkafka warns"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => {
+                self.down.store(true, Ordering::Relaxed);
+            }
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => {
+                *self.refused.lock() = Some(format!("the broker does not let us in: {}", plain(reason)));
+            }
+            Some(RDKafkaErrorCode::SSL) => {
+                *self.refused.lock() = Some(format!("no TLS connection: {}", plain(reason)));
+            }
+            _ => {}
+        }
+        tracing::debug!(%error, reason, "librdkafka reports an error");
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        let command = self.token_command.as_deref().ok_or("kafka.sasl.token_command is not set")?;
+        super::config::token(command)
+    }
+}
+
+/// The reason without librdkafka's decoration (`sasl_plaintext://host:9092/bootstrap: `, timings).
+fn plain(reason: &str) -> &str {
+    let reason = reason.find("bootstrap: ").map_or(reason, |at| &reason[at + "bootstrap: ".len()..]);
+    reason.find(" (after ").map_or(reason, |at| &reason[..at])
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let assigned = kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if self.closing.load(Ordering::Acquire) {
+            if !assigned {
+                unassign(consumer, partitions);
+            }
+            return;
+        }
+        let partitions =
+            partitions.elements().iter().map(|element| (element.topic().to_owned(), element.partition())).collect();
+        let lost = consumer.assignment_lost();
+        let change = if assigned { Change::Assigned(partitions) } else { Change::Revoked { partitions, lost } };
+        self.changes.lock().push(change);
+    }
+}
+
+/// Tells librdkafka that these are ours, and where each begins.
+pub fn assign(consumer: &BaseConsumer<Context>, partitions: &[(String, i32, i64)]) {
+    let mut list = TopicPartitionList::new();
+    for (topic, number, offset) in partitions {
+        if let Err(error) = list.add_partition_offset(topic, *number, Offset::Offset(*offset)) {
+            tracing::error!(%error, topic, "a partition cannot be read");
+        }
+    }
+    let result = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_assign(&list),
+        _ => consumer.assign(&list),
+    };
+    if let Err(error) = result {
+        tracing::warn!(%error, "the assignment changed again before it was taken");
+    }
+}
+
+/// Tells librdkafka that these are ours no more.
+pub fn unassign(consumer: &BaseConsumer<Context>, partitions: &TopicPartitionList) {
+    let result = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
+        _ => consumer.unassign(),
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "partitions were gone already");
+    }
+}

@@ -1,0 +1,697 @@
+//! One partition in one assignment: what arrived, what is in hand, what waits, and what may be committed. No I/O.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use super::super::{Channel, Delivery, Lane, Settled, Token};
+use super::batch::Part;
+use super::memo::{self, Memo, Started, Waiting};
+use super::native::Arrived;
+use super::order::Gate;
+use super::tracker::{Arrival, Limits, Window};
+use crate::message::record::Record;
+use crate::message::{Failure, Message};
+use crate::time::Timestamp;
+
+/// Offsets that one partition may run ahead of its watermark: what its bitmap may cost, in bits.
+const SPAN: u64 = 1 << 20;
+/// Records of one partition received and not finished.
+const OPEN: usize = 65_536;
+/// Retries of one partition that may wait in place: a quarter of the metadata holds as many.
+const WAITING: usize = 48;
+/// Percent of the metadata's limit at which a partition takes nothing new.
+const NARROW: usize = 75;
+
+/// A record with what our own records say of it.
+#[derive(Debug)]
+struct Held {
+    arrived: Arrived,
+    record: Option<Box<Record>>,
+}
+
+impl Held {
+    fn size(&self) -> usize {
+        self.arrived.message.size()
+    }
+}
+
+/// What waits for a commit to be confirmed.
+struct Waiter {
+    /// The highest offset that the commit must cover.
+    max: i64,
+    part: Part,
+}
+
+/// What a partition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It is ours.
+    Owned,
+    /// It was asked back: nothing more is handed out, what is in hand may still finish.
+    Draining,
+}
+
+/// A commit to be sent for a partition.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The next offset to be read by whoever comes next.
+    pub offset: i64,
+    /// Its metadata.
+    pub metadata: String,
+    /// What finished below this is in it.
+    covers: i64,
+    /// Waiters up to here may be released by it.
+    waiters: u64,
+    /// Retries whose due time it stores.
+    stored: Vec<i64>,
+}
+
+/// See the module's documentation.
+pub struct Partition {
+    /// Unique in the process; the first half of its deliveries' tokens.
+    pub id: u64,
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its number in the topic.
+    pub number: i32,
+    /// The lane its records come by.
+    pub lane: Lane,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Its first commit, which says that somebody works here, is confirmed: before that nothing is handed out.
+    pub opened: bool,
+    first: Arc<Channel>,
+    again: Arc<Channel>,
+    window: Window,
+    /// Arrived, in order, not handed out.
+    buffer: VecDeque<Held>,
+    buffered_bytes: usize,
+    /// Due again, released, or next of their key: before the buffer.
+    ready: VecDeque<Held>,
+    /// Beyond what the window admits.
+    overflow: VecDeque<Held>,
+    gate: Option<Gate<Held>>,
+    /// Keys of what is in hand or waits, where order matters.
+    keys: HashMap<i64, Bytes>,
+    /// Retries in place: due time and whether a commit has stored it.
+    waiting: BTreeMap<i64, (Waiting, Option<Held>, bool)>,
+    timers: BTreeSet<(Timestamp, i64)>,
+    started: BTreeMap<i64, Started>,
+    guarded_to: i64,
+    max_crashes: u32,
+    in_hand: usize,
+    /// In hand in an earlier assignment, and running still: its token's first half.
+    joined: HashMap<i64, u64>,
+    lost: HashMap<i64, CancellationToken>,
+    /// Given back without their bytes: to be read again.
+    missing: BTreeSet<i64>,
+    /// Offsets whose move is on its way.
+    moving: HashSet<i64>,
+    waiters: VecDeque<Waiter>,
+    waiters_released: u64,
+    committed: i64,
+    dirty: bool,
+    /// Finished since the last snapshot.
+    pub fresh_finished: usize,
+    used: usize,
+    /// Something waits for the next commit that should not wait long.
+    pub urgent: bool,
+    /// No commit of this partition but the mover's until it is through.
+    pub frozen: bool,
+}
+
+/// What a partition is made of.
+pub struct Setup {
+    /// See [`Partition::id`].
+    pub id: u64,
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its number.
+    pub number: i32,
+    /// Channel of what comes for the first time.
+    pub first: Arc<Channel>,
+    /// Channel of what comes again.
+    pub again: Arc<Channel>,
+    /// The committed offset.
+    pub committed: i64,
+    /// What its last owner left.
+    pub memo: Option<Memo>,
+    /// Whether keys are in order.
+    pub ordered: bool,
+    /// See [`Queue::max_crashes`](super::super::Queue::max_crashes).
+    pub max_crashes: u32,
+}
+
+impl Partition {
+    /// A partition that was just assigned.
+    pub fn new(setup: Setup) -> Self {
+        let unclean = setup.memo.as_ref().is_some_and(|memo| !memo.clean);
+        let memo = setup.memo.unwrap_or_default();
+        let last = memo.finished.iter().last().map_or(setup.committed, |(_, to)| to);
+        let waiting = memo.waiting.into_iter().map(|waiting| (waiting.offset, (waiting, None, true))).collect();
+        let started = memo
+            .started
+            .into_iter()
+            .map(|started| {
+                // It ran when its worker died.
+                let crashes = started.crashes + u32::from(started.running && unclean);
+                (started.offset, Started { crashes, running: false, ..started })
+            })
+            .filter(|(_, started)| started.crashes > 0)
+            .collect();
+        // What was in flight lay at most a window beyond what is known to be finished.
+        let guarded_to = if unclean { memo.guarded_to.max(last + GUARD) } else { memo.guarded_to };
+        Self {
+            id: setup.id,
+            topic: setup.topic,
+            number: setup.number,
+            lane: setup.first.lane,
+            phase: Phase::Owned,
+            opened: false,
+            first: setup.first,
+            again: setup.again,
+            window: Window::new(setup.committed, memo.finished),
+            buffer: VecDeque::new(),
+            buffered_bytes: 0,
+            ready: VecDeque::new(),
+            overflow: VecDeque::new(),
+            gate: setup.ordered.then(Gate::default),
+            keys: HashMap::new(),
+            waiting,
+            timers: BTreeSet::new(),
+            started,
+            guarded_to,
+            max_crashes: setup.max_crashes,
+            in_hand: 0,
+            joined: HashMap::new(),
+            lost: HashMap::new(),
+            missing: BTreeSet::new(),
+            moving: HashSet::new(),
+            waiters: VecDeque::new(),
+            waiters_released: 0,
+            committed: setup.committed,
+            dirty: true,
+            fresh_finished: 0,
+            used: 0,
+            urgent: false,
+            frozen: false,
+        }
+    }
+
+    /// How many records may be read now, given that `records` and `bytes` may be held.
+    pub fn room(&self, records: usize, bytes: usize) -> usize {
+        let full = self.phase != Phase::Owned
+            || !self.overflow.is_empty()
+            || self.used >= NARROW
+            || self.window.open() >= OPEN
+            || self.window.span() >= SPAN
+            || self.waiting.len() >= 3 * WAITING
+            || self.buffered_bytes >= bytes;
+        if full { 0 } else { records.saturating_sub(self.buffered()) }
+    }
+
+    /// Arrived and not handed out.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len() + self.ready.len() + self.gate.as_ref().map_or(0, Gate::parked)
+    }
+
+    /// Records arrived, in order. `known` tells whether an earlier assignment's delivery of one still runs here;
+    /// `read` gives what our own records say.
+    pub fn arrive(
+        &mut self,
+        records: impl Iterator<Item = Arrived>,
+        known: impl Fn(i64) -> Option<u64>,
+        read: impl Fn(&mut Arrived) -> Option<Box<Record>>,
+        now: Timestamp,
+    ) {
+        for mut arrived in records {
+            let record = if self.lane == Lane::Retry { read(&mut arrived) } else { None };
+            let held = Held { arrived, record };
+            if self.overflow.is_empty() && self.window.admits(held.arrived.offset, LIMITS) {
+                self.admit(held, &known, now);
+            } else {
+                self.overflow.push_back(held);
+            }
+        }
+    }
+
+    fn admit(&mut self, held: Held, known: &impl Fn(i64) -> Option<u64>, now: Timestamp) {
+        let offset = held.arrived.offset;
+        match self.window.arrive(offset) {
+            Arrival::Finished => {
+                self.waiting.remove(&offset);
+                self.started.remove(&offset);
+                self.dirty = true;
+                return;
+            }
+            Arrival::Known => {
+                if self.missing.remove(&offset) {
+                    self.buffered_bytes += held.size();
+                    self.ready.push_back(held);
+                }
+                return;
+            }
+            Arrival::New => {}
+        }
+        let held = match (&mut self.gate, &held.arrived.message.key) {
+            (Some(gate), Some(key)) => {
+                let key = key.clone();
+                self.keys.insert(offset, key.clone());
+                let size = held.size();
+                match gate.enter(&key, held) {
+                    Some(held) => held,
+                    None => {
+                        self.buffered_bytes += size;
+                        return;
+                    }
+                }
+            }
+            _ => held,
+        };
+        if let Some(run) = known(offset) {
+            // It still runs here, under a token of an earlier assignment: that run is this delivery's.
+            self.joined.insert(offset, run);
+            self.in_hand += 1;
+            return;
+        }
+        self.queue(held, false, now);
+    }
+
+    /// Puts a record where it will be handed out from: at once, or when it is due.
+    fn queue(&mut self, held: Held, again: bool, now: Timestamp) {
+        let offset = held.arrived.offset;
+        self.buffered_bytes += held.size();
+        if let Some((waiting, place, stored)) = self.waiting.get_mut(&offset) {
+            *place = Some(held);
+            if *stored {
+                self.timers.insert((waiting.due, offset));
+            }
+            return;
+        }
+        // A work record that is not due yet waits here; its due time is its own.
+        if let Some(due) = held.record.as_ref().and_then(|record| record.not_before).filter(|due| *due > now) {
+            let attempt = held.record.as_ref().map_or(crate::message::Attempt::FIRST, |record| record.attempt);
+            let waiting = Waiting { offset, attempt, due, first_failed: None };
+            self.waiting.insert(offset, (waiting, Some(held), true));
+            self.timers.insert((due, offset));
+            return;
+        }
+        if again { self.ready.push_back(held) } else { self.buffer.push_back(held) }
+    }
+
+    /// Moves what is due to where it is handed out from, and says when the next is due.
+    pub fn promote(&mut self, now: Timestamp) -> Option<Timestamp> {
+        while let Some((due, offset)) = self.timers.first().copied() {
+            if due > now {
+                return Some(due);
+            }
+            self.timers.pop_first();
+            let Some((waiting, Some(mut held), _)) = self.waiting.remove(&offset) else { continue };
+            if self.lane == Lane::Fresh || held.record.is_some() {
+                let fresh = held.record.is_none();
+                let record = held.record.get_or_insert_default();
+                record.attempt = waiting.attempt;
+                record.not_before = Some(waiting.due);
+                if let (true, Some(first)) = (fresh, waiting.first_failed) {
+                    // What an earlier owner knew of it: metadata has no room for the text.
+                    record.failure = Some(Failure::new("unknown", "failed under an earlier worker", first, first));
+                }
+            }
+            self.ready.push_back(held);
+        }
+        None
+    }
+
+    /// Whether something of `lane` could be handed out.
+    pub fn has(&self, lane: Lane) -> bool {
+        if !self.opened || self.phase != Phase::Owned {
+            return false;
+        }
+        !self.ready.is_empty() && lane == Lane::Retry || !self.buffer.is_empty() && lane == self.lane
+    }
+
+    /// Hands out at most `jobs` of a lane and about `bytes`; says how many bytes that was.
+    pub fn hand(
+        &mut self,
+        lane: Lane,
+        jobs: usize,
+        bytes: &mut usize,
+        suspect: &mut bool,
+        into: &mut Vec<Delivery>,
+    ) -> usize {
+        let mut count = 0;
+        while count < jobs && self.has(lane) && (*bytes > 0 || into.is_empty()) {
+            let from_ready = lane == Lane::Retry && !self.ready.is_empty();
+            let queue = if from_ready { &mut self.ready } else { &mut self.buffer };
+            let Some(held) = queue.front() else { break };
+            let offset = held.arrived.offset;
+            let crashes = self.started.get(&offset).map_or(0, |started| started.crashes);
+            let is_suspect = !self.started.is_empty() && crashes + 1 >= self.max_crashes;
+            if is_suspect && crashes < self.max_crashes && !*suspect {
+                break;
+            }
+            let Some(held) = queue.pop_front() else { break };
+            let size = held.size();
+            self.buffered_bytes = self.buffered_bytes.saturating_sub(size);
+            *bytes = bytes.saturating_sub(size);
+            self.in_hand += 1;
+            count += 1;
+            let channel = if from_ready { &self.again } else { &self.first };
+            let Arrived { offset, at, message } = held.arrived;
+            let token = Token(self.id, offset as u64);
+            let mut delivery = Delivery::new(message, channel.clone(), offset as u64, at, token);
+            delivery.record = held.record;
+            if is_suspect {
+                delivery.condemned = crashes >= self.max_crashes;
+                delivery.suspect = !delivery.condemned;
+                *suspect &= !delivery.suspect;
+            }
+            delivery.needs_mark = offset < self.guarded_to;
+            into.push(delivery);
+        }
+        count
+    }
+
+    /// Whether a delivery is ours still and unfinished.
+    pub fn owns(&self, offset: i64) -> bool {
+        offset < self.window.next() && !self.window.is_finished(offset)
+    }
+
+    /// A job is done: its part resolves when a commit that covers it is confirmed.
+    pub fn finish(&mut self, offset: i64, part: Part) -> Result<(), Part> {
+        if !self.window.finish(offset) {
+            return Err(part);
+        }
+        self.through(offset);
+        self.wait(offset, part);
+        Ok(())
+    }
+
+    /// The same for the next of the same batch, where its part can be extended.
+    pub fn last_part(&mut self) -> Option<(&mut i64, &mut Part)> {
+        self.waiters.back_mut().map(|waiter| (&mut waiter.max, &mut waiter.part))
+    }
+
+    /// As [`Partition::finish`], for a settlement whose part is the last waiter's already.
+    pub fn finish_more(&mut self, offset: i64) -> bool {
+        let finished = self.window.finish(offset);
+        if finished {
+            self.through(offset);
+        }
+        finished
+    }
+
+    /// What every end of a run does.
+    fn through(&mut self, offset: i64) {
+        self.in_hand = self.in_hand.saturating_sub(1);
+        self.dirty = true;
+        self.fresh_finished += 1;
+        if !self.started.is_empty() {
+            self.started.remove(&offset);
+        }
+        if !self.lost.is_empty() {
+            self.lost.remove(&offset);
+        }
+        if !self.joined.is_empty() {
+            self.joined.remove(&offset);
+        }
+        if self.gate.is_some() {
+            self.let_next(offset);
+        }
+    }
+
+    /// Lets the next of the key pass.
+    fn let_next(&mut self, offset: i64) {
+        let (Some(gate), Some(key)) = (&mut self.gate, self.keys.remove(&offset)) else { return };
+        if let Some(next) = gate.leave(&key) {
+            self.buffered_bytes = self.buffered_bytes.saturating_sub(next.size());
+            let offset = next.arrived.offset;
+            self.buffered_bytes += next.size();
+            if let Some((waiting, place, stored)) = self.waiting.get_mut(&offset) {
+                if *stored {
+                    self.timers.insert((waiting.due, offset));
+                }
+                *place = Some(next);
+            } else {
+                self.buffer.push_front(next);
+            }
+        }
+    }
+
+    fn wait(&mut self, max: i64, part: Part) {
+        self.waiters.push_back(Waiter { max, part });
+    }
+
+    /// Whether a retry may wait in place.
+    pub fn may_wait(&self) -> bool {
+        self.gate.is_some() || self.waiting.len() < WAITING
+    }
+
+    /// A job runs again here at `record.not_before`: its part resolves, and its timer starts, when a commit has
+    /// stored that.
+    pub fn retry(&mut self, offset: i64, message: Message, at: Timestamp, record: Box<Record>, part: Part) {
+        self.in_hand = self.in_hand.saturating_sub(1);
+        self.started.remove(&offset);
+        self.lost.remove(&offset);
+        self.joined.remove(&offset);
+        let due = record.not_before.unwrap_or(Timestamp::from_millis(0));
+        let first_failed = record.failure.as_ref().map(|failure| failure.first);
+        let waiting = Waiting { offset, attempt: record.attempt, due, first_failed };
+        let held = Held { arrived: Arrived { offset, at, message }, record: Some(record) };
+        self.buffered_bytes += held.size();
+        self.waiting.insert(offset, (waiting, Some(held), false));
+        self.wait(offset, part);
+        self.dirty = true;
+    }
+
+    /// A delivery comes back without having used an attempt.
+    pub fn release(&mut self, offset: i64, message: Option<(Message, Timestamp, Option<Box<Record>>)>) {
+        if !self.owns(offset) {
+            return;
+        }
+        self.in_hand = self.in_hand.saturating_sub(1);
+        self.lost.remove(&offset);
+        self.joined.remove(&offset);
+        if let Some(started) = self.started.get_mut(&offset) {
+            started.running = false;
+            self.dirty = true;
+        }
+        if self.phase == Phase::Draining {
+            // The next owner has it; the leaving commit may be due now.
+            self.dirty = true;
+            return;
+        }
+        match message {
+            Some((message, at, record)) => {
+                let held = Held { arrived: Arrived { offset, at, message }, record };
+                self.buffered_bytes += held.size();
+                self.ready.push_front(held);
+            }
+            None => {
+                self.missing.insert(offset);
+            }
+        }
+    }
+
+    /// Where reading must begin again because deliveries were dropped with their bytes.
+    pub fn reread_from(&mut self) -> Option<i64> {
+        self.missing.first().copied()
+    }
+
+    /// Stores that a delivery is about to run.
+    pub fn start(&mut self, offset: i64) {
+        let crashes = self.started.get(&offset).map_or(0, |started| started.crashes);
+        self.started.insert(offset, Started { offset, crashes, running: true });
+        self.dirty = true;
+    }
+
+    /// A part that resolves with the next confirmed commit, whatever it covers: starts are always in it.
+    pub fn confirm_start(&mut self, part: Part) {
+        self.wait(i64::MIN, part);
+        self.urgent = true;
+        self.dirty = true;
+    }
+
+    /// A part that resolves with the next confirmed commit that covers `offset`.
+    pub fn confirm(&mut self, offset: i64, part: Part) {
+        self.wait(offset, part);
+        self.urgent = true;
+        self.dirty = true;
+    }
+
+    /// A move begins: what it replaces stays unfinished until the move is through.
+    pub fn begin_move(&mut self, offset: i64) -> bool {
+        self.owns(offset) && self.moving.insert(offset)
+    }
+
+    /// How a move ended.
+    pub fn end_move(&mut self, offset: i64, moved: bool) {
+        self.moving.remove(&offset);
+        if moved && self.window.finish(offset) {
+            self.through(offset);
+        }
+    }
+
+    /// The id that a run of an earlier assignment has which joined this one.
+    pub fn runs_as(&self, offset: i64) -> Option<u64> {
+        self.joined.get(&offset).copied()
+    }
+
+    /// Offsets whose runs of an earlier assignment joined this one.
+    pub fn adopted(&self) -> Vec<i64> {
+        self.joined.keys().copied().collect()
+    }
+
+    /// Whether a commit would say something new.
+    pub fn dirty(&self) -> bool {
+        self.dirty && !self.frozen
+    }
+
+    /// In hand, moves included.
+    pub fn in_hand(&self) -> usize {
+        self.in_hand
+    }
+
+    /// Everything that was settled is confirmed.
+    pub fn settled(&self) -> bool {
+        self.waiters.is_empty() && self.moving.is_empty() && !self.dirty
+    }
+
+    /// What to commit now. `moved` counts as finished already; `last` says that the owner leaves in good order.
+    pub fn snapshot(&mut self, limit: usize, moved: &[i64], last: bool) -> Snapshot {
+        let (offset, finished) = if moved.is_empty() {
+            (self.window.watermark(), self.window.finished())
+        } else {
+            let mut window = self.window.clone();
+            for offset in moved {
+                window.finish(*offset);
+            }
+            (window.watermark(), window.finished())
+        };
+        let waiting: Vec<Waiting> =
+            self.waiting.values().map(|(waiting, ..)| *waiting).filter(|w| !moved.contains(&w.offset)).collect();
+        let stored = self.waiting.iter().filter(|(_, (_, _, stored))| !stored).map(|(offset, _)| *offset).collect();
+        // Who leaves in good order leaves nothing behind that could be taken for a crash.
+        let started =
+            self.started.values().map(|s| Started { running: s.running && !last, ..*s }).filter(|s| s.offset >= offset);
+        let started = started.collect();
+        let clean = last;
+        let guarded_to = if self.guarded_to > offset { self.guarded_to } else { 0 };
+        let memo = Memo { clean, guarded_to, finished, waiting, started };
+        let written = memo.write(offset, limit.min(memo::LIMIT));
+        // Where the broker takes next to none, there is nothing to wait for.
+        self.used = if self.window.open() == 0 || limit < LEAST { 0 } else { written.used };
+        self.dirty = false;
+        self.urgent = false;
+        self.fresh_finished = 0;
+        Snapshot {
+            offset: offset.max(self.committed),
+            metadata: written.text,
+            covers: written.covers,
+            waiters: self.waiters_released + self.waiters.len() as u64,
+            stored,
+        }
+    }
+
+    /// A commit of `snapshot` was confirmed.
+    pub fn confirmed(&mut self, snapshot: &Snapshot) {
+        self.committed = self.committed.max(snapshot.offset);
+        self.opened = true;
+        for offset in &snapshot.stored {
+            if let Some((waiting, held, stored)) = self.waiting.get_mut(offset) {
+                *stored = true;
+                if held.is_some() {
+                    self.timers.insert((waiting.due, *offset));
+                }
+            }
+        }
+        let count = snapshot.waiters.saturating_sub(self.waiters_released) as usize;
+        let mut uncovered = Vec::new();
+        for waiter in self.waiters.drain(..count.min(self.waiters.len())) {
+            self.waiters_released += 1;
+            if waiter.max >= snapshot.offset && waiter.max >= snapshot.covers {
+                uncovered.push(waiter);
+            }
+        }
+        for waiter in uncovered.into_iter().rev() {
+            self.waiters_released -= 1;
+            self.waiters.push_front(waiter);
+        }
+    }
+
+    /// A commit did not get through: it is sent again.
+    pub fn refused(&mut self) {
+        self.dirty = true;
+    }
+
+    /// The committed offset, as far as is known.
+    pub fn committed(&self) -> i64 {
+        self.committed
+    }
+
+    /// Offsets between the watermark and the highest record.
+    pub fn span(&self) -> u64 {
+        self.window.span()
+    }
+
+    /// A token that is cancelled when the partition goes away.
+    pub fn lost(&mut self, offset: i64) -> CancellationToken {
+        if !self.owns(offset) {
+            let gone = CancellationToken::new();
+            gone.cancel();
+            return gone;
+        }
+        self.lost.entry(offset).or_default().clone()
+    }
+
+    /// It is asked back: what was not handed out is forgotten, and comes to the next owner.
+    pub fn drain(&mut self) {
+        self.phase = Phase::Draining;
+        self.buffer.clear();
+        self.ready.clear();
+        self.overflow.clear();
+        self.buffered_bytes = 0;
+        self.dirty = true;
+    }
+
+    /// It is gone: tells those who ask, fails what waits, and gives the offsets that still run here.
+    pub fn end(mut self) -> HashMap<i64, u64> {
+        for token in self.lost.values() {
+            token.cancel();
+        }
+        let settled = Settled::Unconfirmed("the partition went to another worker".to_owned());
+        for waiter in self.waiters.drain(..) {
+            waiter.part.fail(&settled);
+        }
+        if self.in_hand == 0 {
+            return HashMap::new();
+        }
+        let held: HashSet<i64> = self
+            .buffer
+            .iter()
+            .chain(&self.ready)
+            .map(|held| held.arrived.offset)
+            .chain(self.waiting.keys().copied())
+            .chain(self.missing.iter().copied())
+            .collect();
+        let mut running = HashMap::new();
+        for offset in self.window.unfinished() {
+            // What is parked behind its key does not run either, but no delivery will ever name it.
+            if !held.contains(&offset) {
+                running.insert(offset, self.joined.get(&offset).copied().unwrap_or(self.id));
+            }
+        }
+        running
+    }
+}
+
+/// Metadata below this length is not worth slowing down for.
+const LEAST: usize = 256;
+
+const LIMITS: Limits = Limits { open: OPEN, span: SPAN };
+
+/// Starts stored beyond what is known to have been finished, after an unclean takeover.
+const GUARD: i64 = 1_024;

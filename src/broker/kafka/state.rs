@@ -1,0 +1,271 @@
+//! What one queue of this process holds: its partitions, shared by the poll thread, the source and the settler.
+//!
+//! One lock, held for a batch at a time and never across I/O. Partitions are found by the first half of a token; a
+//! delivery that outlived its assignment finds the partition's new one, if the same process got it back and the
+//! record came again (it then joined that run).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::super::{Credit, Delivery, Error, Lane, Leases, Lost, Token, Trouble};
+use super::batch::Part;
+use super::native::Wake;
+use super::partition::Partition;
+use crate::message::Message;
+use crate::time::{Clock, Timestamp};
+
+/// Records held and not handed out, over all partitions.
+pub const READ_AHEAD: usize = 32_768;
+/// Their bytes.
+pub const READ_AHEAD_BYTES: usize = 16 * 1024 * 1024;
+
+/// A record that replaces another, to be written in one transaction with the commit that ends that one.
+pub struct Move {
+    /// The partition that it leaves.
+    pub partition: u64,
+    /// Its offset there.
+    pub offset: i64,
+    /// Where it goes.
+    pub topic: String,
+    /// What is written.
+    pub message: Message,
+    /// Whether it is a dead letter: what keeps it from being stored stops the queue.
+    pub dead: bool,
+    /// Who waits.
+    pub part: Part,
+}
+
+/// What poll thread, source and settler share.
+pub struct Shared {
+    /// Everything else.
+    pub state: Mutex<State>,
+    /// Something may be handed out.
+    pub arrived: Notify,
+    /// Wakes the poll thread.
+    pub wake: Arc<Wake>,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Deliveries of an ordered queue.
+    pub ordered: bool,
+}
+
+/// What a queue holds.
+#[derive(Default)]
+pub struct State {
+    /// By id.
+    pub partitions: HashMap<u64, Partition, foldhash::fast::RandomState>,
+    /// Ids, in the order in which they are served next.
+    rotation: Vec<u64>,
+    /// Runs that outlived their assignment: topic and partition, offset, the id they run under.
+    ghosts: HashMap<(Arc<str>, i32), HashMap<i64, u64>>,
+    /// Settled by a move, not yet taken by the mover.
+    pub moves: Vec<Move>,
+    /// Intake has ended.
+    pub stopping: bool,
+    /// The poll thread is to leave now, whatever is in hand.
+    pub closing: bool,
+    /// The poll thread is waiting for room.
+    pub starved: bool,
+    /// Something to say to the source even though nothing arrived.
+    pub news: bool,
+    /// What ended the source.
+    pub fatal: Option<Error>,
+    /// What keeps us from settling.
+    pub trouble: Option<Trouble>,
+    /// Whether the group's coordinator has answered.
+    pub connected: bool,
+    /// Last lane that got the odd one.
+    odd: bool,
+}
+
+/// Group metadata of the consumer at the time of a transaction.
+pub type Generation = ConsumerGroupMetadata;
+
+impl State {
+    /// Adds a partition that was just assigned.
+    pub fn add(&mut self, partition: Partition) {
+        self.rotation.push(partition.id);
+        self.partitions.insert(partition.id, partition);
+    }
+
+    /// Removes a partition that went away; what still runs of it may join when it comes back.
+    pub fn remove(&mut self, id: u64) {
+        let Some(partition) = self.partitions.remove(&id) else { return };
+        self.rotation.retain(|other| *other != id);
+        let place = (partition.topic.clone(), partition.number);
+        let running = partition.end();
+        if !running.is_empty() {
+            self.ghosts.entry(place).or_default().extend(running);
+        }
+    }
+
+    /// The run of an earlier assignment that still has this record, if there is one.
+    pub fn ghosts(&self, topic: &Arc<str>, number: i32) -> Option<&HashMap<i64, u64>> {
+        self.ghosts.get(&(topic.clone(), number))
+    }
+
+    /// The runs of an earlier assignment were taken over by a new one.
+    pub fn adopt(&mut self, topic: &Arc<str>, number: i32, offsets: &[i64]) {
+        if let Some(runs) = self.ghosts.get_mut(&(topic.clone(), number)) {
+            for offset in offsets {
+                runs.remove(offset);
+            }
+        }
+    }
+
+    /// The partition at this place.
+    pub fn at(&mut self, topic: &str, number: i32) -> Option<&mut Partition> {
+        self.partitions.values_mut().find(|partition| partition.number == number && &*partition.topic == topic)
+    }
+
+    /// The partition that a delivery belongs to now.
+    pub fn of(&mut self, token: Token) -> Option<&mut Partition> {
+        let offset = token.1 as i64;
+        if self.partitions.contains_key(&token.0) {
+            return self.partitions.get_mut(&token.0);
+        }
+        self.partitions.values_mut().find(|partition| partition.runs_as(offset) == Some(token.0))
+    }
+
+    /// Forgets a run that ended without its partition having come back.
+    pub fn forget(&mut self, token: Token) {
+        for runs in self.ghosts.values_mut() {
+            if runs.get(&(token.1 as i64)) == Some(&token.0) {
+                runs.remove(&(token.1 as i64));
+            }
+        }
+        self.ghosts.retain(|_, runs| !runs.is_empty());
+    }
+
+    /// Hands out within the credit, lane by lane and partition by partition in turn.
+    pub fn hand(&mut self, credit: Credit) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        if self.stopping {
+            return deliveries;
+        }
+        let both = [Lane::Fresh, Lane::Retry].map(|lane| self.partitions.values().any(|p| p.has(lane)));
+        let mut quota = match both {
+            [false, false] => return deliveries,
+            [true, false] => [credit.jobs, 0],
+            [false, true] => [0, credit.jobs],
+            [true, true] => {
+                let spare = credit.jobs.saturating_sub(credit.fresh_floor + credit.retry_floor);
+                self.odd = !self.odd;
+                let fresh = (credit.fresh_floor + spare.div_ceil(2)).min(credit.jobs);
+                let retry = credit.jobs - fresh;
+                // With one slot they take turns.
+                if credit.jobs == 1 && self.odd { [0, 1] } else { [fresh, retry] }
+            }
+        };
+        let mut bytes = credit.bytes;
+        let mut suspect = credit.suspect;
+        // What one lane leaves, the other gets.
+        for lane in [Lane::Retry, Lane::Fresh, Lane::Retry] {
+            let index = usize::from(lane == Lane::Retry);
+            let handed = self.hand_lane(lane, quota[index], &mut bytes, &mut suspect, &mut deliveries);
+            let left = quota[index] - handed;
+            quota[index] = 0;
+            quota[1 - index] += if both[1 - index] { left } else { 0 };
+        }
+        deliveries
+    }
+
+    fn hand_lane(
+        &mut self,
+        lane: Lane,
+        jobs: usize,
+        bytes: &mut usize,
+        suspect: &mut bool,
+        into: &mut Vec<Delivery>,
+    ) -> usize {
+        let mut left = jobs;
+        while left > 0 && (*bytes > 0 || into.is_empty()) {
+            let ready = self.partitions.values().filter(|partition| partition.has(lane)).count();
+            if ready == 0 {
+                break;
+            }
+            let share = left.div_ceil(ready);
+            let mut handed = 0;
+            for turn in 0..self.rotation.len() {
+                let Some(partition) = self.partitions.get_mut(&self.rotation[turn]) else { continue };
+                handed += partition.hand(lane, share.min(left - handed), bytes, suspect, into);
+                if handed == left {
+                    // The next call begins behind this one.
+                    self.rotation.rotate_left(turn + 1);
+                    break;
+                }
+            }
+            left -= handed;
+            if handed == 0 {
+                break;
+            }
+        }
+        jobs - left
+    }
+
+    /// Moves what is due to where it is handed out from; says whether there is anything, and when the next is due.
+    pub fn promote(&mut self, now: Timestamp) -> (bool, Option<Timestamp>) {
+        let mut next: Option<Timestamp> = None;
+        for partition in self.partitions.values_mut() {
+            if let Some(due) = partition.promote(now) {
+                next = Some(next.map_or(due, |next| next.min(due)));
+            }
+        }
+        let any = self.partitions.values().any(|p| p.has(Lane::Fresh) || p.has(Lane::Retry));
+        (any, next)
+    }
+
+    /// Whether anything was settled that a commit has not confirmed.
+    pub fn settled(&self) -> bool {
+        self.moves.is_empty() && self.partitions.values().all(Partition::settled)
+    }
+
+    /// Records that arrived and were not handed out.
+    pub fn buffered(&self) -> usize {
+        self.partitions.values().map(Partition::buffered).sum()
+    }
+
+    /// Deliveries in hand.
+    pub fn in_hand(&self) -> usize {
+        self.partitions.values().map(Partition::in_hand).sum()
+    }
+}
+
+/// The leases of a queue's deliveries: theirs is the partition's, which the poll thread keeps by polling.
+pub struct Lease(pub std::sync::Weak<Shared>);
+
+impl Leases for Lease {
+    fn release(&self, token: Token) {
+        let Some(shared) = self.0.upgrade() else { return };
+        {
+            let mut state = shared.state.lock();
+            match state.of(token) {
+                Some(partition) => partition.release(token.1 as i64, None),
+                None => state.forget(token),
+            }
+        }
+        shared.wake.wake();
+    }
+
+    fn lost(&self, token: Token) -> Lost {
+        let gone = || {
+            let token = CancellationToken::new();
+            token.cancel();
+            token
+        };
+        let Some(shared) = self.0.upgrade() else { return gone() };
+        let mut state = shared.state.lock();
+        state.of(token).map_or_else(gone, |partition| partition.lost(token.1 as i64))
+    }
+}
+
+/// How long until `at`, for a thread that parks.
+pub fn until(clock: &Clock, at: Timestamp) -> Duration {
+    clock.now().until(at)
+}

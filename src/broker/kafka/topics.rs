@@ -1,0 +1,270 @@
+//! Topics: which are there, and creating ours where we may.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::super::Error;
+use super::config::Settings;
+use super::context::Context;
+
+/// What the cluster says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// How many brokers there are.
+    pub brokers: usize,
+    /// Partitions of each topic.
+    pub topics: BTreeMap<String, Vec<Seat>>,
+}
+
+/// A partition as the cluster describes it.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// Its number.
+    pub number: i32,
+    /// Copies of it.
+    pub replicas: usize,
+}
+
+/// Looks at topics and creates them.
+pub struct Topics {
+    admin: AdminClient<Context>,
+    settings: Settings,
+    timeout: Duration,
+    known: Mutex<BTreeMap<String, usize>>,
+    may_create: bool,
+    replication: Option<i32>,
+    partitions: Option<i32>,
+}
+
+/// The kinds of topics that we create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Where events are published.
+    Events,
+    /// Jobs of one queue: no time limit.
+    Work,
+    /// A delay tier: no time limit.
+    Delay,
+    /// Dead letters: no time limit, and room for a record at the limit with our headers on it.
+    Dead,
+    /// Marks: compacted, one partition.
+    Marks,
+}
+
+impl Topics {
+    /// Looks through a client of its own.
+    pub fn new(
+        settings: &Settings,
+        timeout: Duration,
+        may_create: bool,
+        replication: Option<i32>,
+        partitions: Option<i32>,
+    ) -> Result<Arc<Self>, Error> {
+        use rdkafka::config::FromClientConfigAndContext as _;
+        let context = Context::new(settings.token_command());
+        let admin = AdminClient::from_config_and_context(&settings.admin(), context)
+            .map_err(|error| Error::Refused(format!("kafka: {error}")))?;
+        Ok(Arc::new(Self {
+            admin,
+            settings: settings.clone(),
+            timeout,
+            known: Mutex::default(),
+            may_create,
+            replication,
+            partitions,
+        }))
+    }
+
+    /// What the broker's answer means for us.
+    pub fn error(&self, what: &str, error: &KafkaError) -> Error {
+        if let Some(refused) = self.admin.inner().context().refused() {
+            return Error::Refused(refused);
+        }
+        classify(what, error, &self.settings.shown)
+    }
+
+    /// The whole cluster.
+    pub async fn cluster(self: &Arc<Self>) -> Result<Cluster, Error> {
+        let this = self.clone();
+        blocking(move || {
+            let metadata = this.admin.inner().fetch_metadata(None, this.timeout);
+            let metadata = metadata.map_err(|error| this.error("read the cluster's metadata", &error))?;
+            let mut cluster = Cluster { brokers: metadata.brokers().len(), ..Cluster::default() };
+            for topic in metadata.topics() {
+                let seats = topic
+                    .partitions()
+                    .iter()
+                    .map(|partition| Seat { number: partition.id(), replicas: partition.replicas().len() })
+                    .collect();
+                cluster.topics.insert(topic.name().to_owned(), seats);
+            }
+            *this.known.lock() =
+                cluster.topics.iter().map(|(name, seats): (_, &Vec<Seat>)| (name.clone(), seats.len())).collect();
+            Ok(cluster)
+        })
+        .await
+    }
+
+    /// Sees to it that a topic is there, and says how many partitions it has. `like`: as many as that topic has.
+    pub async fn ensure(self: &Arc<Self>, topic: &str, kind: Kind, like: Option<usize>) -> Result<usize, Error> {
+        if let Some(count) = self.known.lock().get(topic) {
+            return Ok(*count);
+        }
+        let cluster = self.cluster().await?;
+        if let Some(seats) = cluster.topics.get(topic) {
+            return Ok(seats.len());
+        }
+        let partitions = match kind {
+            Kind::Marks => 1,
+            _ => self.partitions.or(like.and_then(|like| i32::try_from(like).ok())).unwrap_or(4),
+        };
+        let replication = self.replication.unwrap_or(if cluster.brokers >= 3 { 3 } else { 1 });
+        let settings: &[(&str, &str)] = match kind {
+            Kind::Events => &[],
+            Kind::Work | Kind::Delay => {
+                &[("retention.ms", "-1"), ("retention.bytes", "-1"), ("max.message.bytes", LARGE)]
+            }
+            Kind::Dead => &[("retention.ms", "-1"), ("retention.bytes", "-1"), ("max.message.bytes", LARGE)],
+            Kind::Marks => &[("cleanup.policy", "compact")],
+        };
+        if !self.may_create {
+            let configs: String = settings.iter().map(|(name, value)| format!(" --config {name}={value}")).collect();
+            return Err(Error::Refused(format!(
+                "topic {topic} is not there and may not be created by us; create it: kafka-topics.sh --create --topic \
+                 {topic} --partitions {partitions} --replication-factor {replication}{configs}"
+            )));
+        }
+        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
+        for (name, value) in settings {
+            new = new.set(name, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(self.timeout)).request_timeout(Some(self.timeout));
+        let results = self.admin.create_topics([&new], &options).await;
+        let results = results.map_err(|error| self.error(&format!("create topic {topic}"), &error))?;
+        match results.into_iter().next() {
+            Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) | Some(Ok(_)) | None => {}
+            Some(Err((_, code))) => {
+                return Err(classify(
+                    &format!("create topic {topic}"),
+                    &KafkaError::AdminOp(code),
+                    &self.settings.shown,
+                ));
+            }
+        }
+        tracing::info!(topic, partitions, replication, "topic created");
+        // Its leaders are elected after the answer.
+        let deadline = tokio::time::Instant::now() + self.timeout;
+        loop {
+            let cluster = self.cluster().await?;
+            match cluster.topics.get(topic) {
+                Some(seats) if !seats.is_empty() => return Ok(seats.len()),
+                _ if tokio::time::Instant::now() > deadline => {
+                    return Err(Error::Unavailable(format!("topic {topic} was created, but has no leader yet")));
+                }
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// Forgets what is known of a topic: it may be gone.
+    pub fn forget(&self, topic: &str) {
+        self.known.lock().remove(topic);
+    }
+
+    /// Deletes topics; one that is not there is none.
+    pub async fn delete(&self, topics: &[&str]) -> Result<(), Error> {
+        let options = AdminOptions::new().operation_timeout(Some(self.timeout)).request_timeout(Some(self.timeout));
+        let results = self.admin.delete_topics(topics, &options).await;
+        for result in results.map_err(|error| self.error("delete topics", &error))? {
+            if let Err((topic, code)) = result
+                && code != RDKafkaErrorCode::UnknownTopicOrPartition
+            {
+                return Err(classify(
+                    &format!("delete topic {topic}"),
+                    &KafkaError::AdminOp(code),
+                    &self.settings.shown,
+                ));
+            }
+        }
+        topics.iter().for_each(|topic| self.forget(topic));
+        Ok(())
+    }
+
+    /// Deletes a group; one that is not there is none.
+    pub async fn delete_group(&self, group: &str) -> Result<(), Error> {
+        let options = AdminOptions::new().operation_timeout(Some(self.timeout)).request_timeout(Some(self.timeout));
+        let results = self.admin.delete_groups(&[group], &options).await;
+        for result in results.map_err(|error| self.error("delete the group", &error))? {
+            if let Err((group, code)) = result
+                && !matches!(code, RDKafkaErrorCode::GroupIdNotFound)
+            {
+                return Err(classify(
+                    &format!("delete group {group}"),
+                    &KafkaError::AdminOp(code),
+                    &self.settings.shown,
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Settings of topics, by name.
+    pub async fn settings(&self, topics: &[String]) -> Result<BTreeMap<String, BTreeMap<String, String>>, Error> {
+        let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let options = AdminOptions::new().request_timeout(Some(self.timeout));
+        let results = self.admin.describe_configs(&resources, &options).await;
+        let results = results.map_err(|error| self.error("read the settings of topics", &error))?;
+        let mut found = BTreeMap::new();
+        for resource in results.into_iter().flatten() {
+            if let rdkafka::admin::OwnedResourceSpecifier::Topic(topic) = resource.specifier {
+                let entries =
+                    resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
+                found.insert(topic, entries);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// 34 MiB: whatever a topic of theirs takes fits with our headers on it.
+const LARGE: &str = "35651584";
+
+/// Runs what waits for librdkafka off the runtime's threads.
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Unavailable(format!("the call ended early: {error}"))),
+    }
+}
+
+/// What an answer of the broker means: 69 where waiting may help, 78 where a person must change something.
+pub fn classify(what: &str, error: &KafkaError, address: &str) -> Error {
+    use RDKafkaErrorCode as Code;
+    let text = format!("could not {what} at {address}: {error}");
+    match error.rdkafka_error_code() {
+        Some(
+            Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::UnsupportedSASLMechanism
+            | Code::SSL
+            | Code::InvalidReplicationFactor
+            | Code::InvalidConfig
+            | Code::InvalidTopic
+            | Code::PolicyViolation
+            | Code::UnsupportedVersion
+            | Code::InvalidArgument,
+        ) => Error::Refused(text),
+        Some(Code::MessageSizeTooLarge | Code::InvalidRecord) => Error::Rejected(text),
+        Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::GroupIdNotFound) => Error::NotFound(text),
+        _ => Error::Unavailable(text),
+    }
+}

@@ -1,0 +1,144 @@
+//! One broker for all of these tests, each with topics and a namespace of its own, and workers on it.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use windlass::broker::{self, Broker, Credit, Delivery, Destination, Opened, Options, Publication, Queue, Role, Start};
+use windlass::message::{Headers, JobName, Message, Namespace, QueueName, Topic};
+use windlass::time::Clock;
+
+use crate::support::kafka::Kafka;
+
+/// Whatever has to be elected or rebalanced before.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A namespace on the shared broker.
+pub struct Desk {
+    /// The broker's address.
+    pub address: String,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Settings that a test may change before it connects.
+    pub kafka: broker::KafkaOptions,
+    queues: Vec<Queue>,
+    workers: AtomicU32,
+}
+
+impl Desk {
+    /// `None`: Kafka is not here.
+    pub fn new() -> Option<Self> {
+        static BROKER: OnceLock<Option<Kafka>> = OnceLock::new();
+        static NAMES: AtomicU32 = AtomicU32::new(0);
+        if std::env::var_os("RUST_LOG").is_some() {
+            let filter = tracing_subscriber::EnvFilter::from_default_env();
+            // A second test finds it set.
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
+        let address = match std::env::var("WINDLASS_TEST_KAFKA_URL") {
+            Ok(url) => url,
+            Err(_) => BROKER.get_or_init(Kafka::start).as_ref()?.url(),
+        };
+        let name = format!("t{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
+        Some(Self {
+            address,
+            namespace: Namespace::new(&name).unwrap(),
+            kafka: broker::KafkaOptions::default(),
+            queues: Vec::new(),
+            workers: AtomicU32::new(0),
+        })
+    }
+
+    /// A topic's name that no other test has.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}.{name}", self.namespace)
+    }
+
+    /// A queue on these topics.
+    pub fn queue(&mut self, name: &str, topics: &[&str]) -> Queue {
+        let queue = Queue {
+            name: QueueName::new(name).unwrap(),
+            topics: topics.iter().map(|topic| Topic::new(&self.topic(topic)).unwrap()).collect(),
+            job: JobName::new(name).unwrap(),
+            slots: NonZeroUsize::new(16).unwrap(),
+            ordered: false,
+            start: Start::Earliest,
+            max_crashes: 3,
+            keep_dead: None,
+        };
+        self.queues.push(queue.clone());
+        queue
+    }
+
+    /// A connection, as a worker has one.
+    pub async fn connect(&self) -> Arc<dyn Broker> {
+        let worker = self.workers.fetch_add(1, Ordering::Relaxed);
+        let options = Options {
+            namespace: self.namespace.clone(),
+            namespace_set: true,
+            role: Role::Worker,
+            timeout: Duration::from_secs(10),
+            lease: Duration::from_secs(6),
+            grace: Duration::from_secs(3),
+            queues: self.queues.clone(),
+            worker: format!("w{worker}").into(),
+            clock: Clock::System,
+            sqlite: broker::SqliteOptions::default(),
+            nats: broker::NatsOptions::default(),
+            kafka: self.kafka.clone(),
+        };
+        broker::connect(&self.address, options).await.expect("the broker lets us in")
+    }
+
+    /// Publishes bodies to a topic of [`Desk::topic`], each under a key where one is given.
+    pub async fn publish(&self, broker: &Arc<dyn Broker>, topic: &str, bodies: &[(&str, Option<&str>)]) {
+        let batch = bodies.iter().enumerate().map(|(index, (body, key))| Publication {
+            destination: Destination::Topic(Topic::new(&self.topic(topic)).unwrap()),
+            message: Message {
+                headers: Headers::new(),
+                body: Some(Bytes::copy_from_slice(body.as_bytes())),
+                key: key.map(|key| Bytes::copy_from_slice(key.as_bytes())),
+            },
+            id: format!("{topic}-{index}"),
+            allow_unheard: true,
+        });
+        for result in broker.publisher().publish(batch.collect()).await {
+            result.expect("it is stored");
+        }
+    }
+}
+
+/// Room for so many.
+pub fn credit(jobs: usize) -> Credit {
+    Credit { jobs, fresh_floor: 0, retry_floor: 0, bytes: 64 << 20, suspect: true }
+}
+
+/// The next `count` deliveries, however many calls it takes.
+pub async fn take(opened: &mut Opened, count: usize) -> Vec<Delivery> {
+    let mut taken = Vec::new();
+    let deadline = tokio::time::Instant::now() + SOON;
+    while taken.len() < count {
+        let more = tokio::time::timeout_at(deadline, opened.source.receive(credit(count - taken.len()))).await;
+        taken.extend(more.expect("they come in time").expect("the source is well"));
+    }
+    taken
+}
+
+/// The body as text.
+pub fn body(delivery: &Delivery) -> String {
+    String::from_utf8(delivery.message.body.as_deref().unwrap_or_default().to_vec()).unwrap()
+}
+
+/// Whether nothing comes within `time`.
+pub async fn nothing_within(opened: &mut Opened, time: Duration) -> bool {
+    let deadline = tokio::time::Instant::now() + time;
+    loop {
+        match tokio::time::timeout_at(deadline, opened.source.receive(credit(1))).await {
+            Err(_) => return true,
+            Ok(got) if got.as_ref().expect("the source is well").is_empty() => {}
+            Ok(_) => return false,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The Kafka adapter on a real broker: what the conformance suite cannot ask of every broker.
+
+mod desk;
+
+mod path;
