@@ -43,8 +43,10 @@ pub(super) async fn pause(
 ) -> Result<Json<WorkerQueue>, Problem> {
     let lasting = pause.r#for.as_deref().map(|text| duration("for", text)).transpose()?;
     let known = context.require_worker()?.pause(queue.as_str(), lasting);
-    tracing::info!(queue = queue.as_str(), "an operator paused the queue");
-    state(&context, &queue, known)
+    let state = state(&context, &queue, known)?;
+    let for_s = lasting.map(|lasting| lasting.as_secs_f64());
+    tracing::info!(queue = queue.as_str(), for_s, "an operator paused the queue");
+    Ok(state)
 }
 
 #[utoipa::path(post, path = "/api/v1/queues/{queue}/resume", tag = "worker", params(("queue" = String, Path, description = "The queue")), responses(
@@ -56,8 +58,9 @@ pub(super) async fn resume(
     InQueue(queue): InQueue,
 ) -> Result<Json<WorkerQueue>, Problem> {
     let known = context.require_worker()?.resume(queue.as_str());
+    let state = state(&context, &queue, known)?;
     tracing::info!(queue = queue.as_str(), "an operator resumed the queue");
-    state(&context, &queue, known)
+    Ok(state)
 }
 
 #[utoipa::path(put, path = "/api/v1/queues/{queue}/slots", tag = "worker", params(("queue" = String, Path, description = "The queue")), request_body = Slots, responses(
@@ -71,8 +74,9 @@ pub(super) async fn set_slots(
     Body(Slots { slots }): Body<Slots>,
 ) -> Result<Json<WorkerQueue>, Problem> {
     let known = context.require_worker()?.set_slots(queue.as_str(), slots);
+    let state = state(&context, &queue, known)?;
     tracing::info!(queue = queue.as_str(), slots, "an operator set the slots of the queue");
-    state(&context, &queue, known)
+    Ok(state)
 }
 
 #[utoipa::path(post, path = "/api/v1/drain", tag = "worker", responses((status = 202, description = "The worker takes nothing new, lets running jobs finish within the grace, and leaves: as SIGTERM", body = Draining)))]

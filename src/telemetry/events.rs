@@ -152,6 +152,10 @@ pub struct Concluded<'a> {
     pub attempt: u32,
     /// What happened.
     pub outcome: OutcomeLabel,
+    /// How long it ran; zero where it never started.
+    pub took: Duration,
+    /// See [`trace_id`].
+    pub trace_id: Option<&'a str>,
     /// What follows.
     pub disposition: &'a Disposition,
 }
@@ -166,19 +170,27 @@ impl Concluded<'_> {
                 self.unroutable(*at);
             }
             Disposition::Retry { .. } | Disposition::Ack | Disposition::Release => {
-                line!(debug, self.run(), { outcome = self.outcome.as_str(), }, "job was put back");
+                let duration_ms = millis(self.took);
+                line!(debug, self.run(), { outcome = self.outcome.as_str(), duration_ms, }, "job was put back");
             }
         }
     }
 
     fn run(&self) -> Run<'_> {
-        Run { queue: self.queue, job: self.job, event_id: self.event_id, attempt: self.attempt, trace_id: None }
+        Run {
+            queue: self.queue,
+            job: self.job,
+            event_id: self.event_id,
+            attempt: self.attempt,
+            trace_id: self.trace_id,
+        }
     }
 
     fn dead(&self, reason: Reason, failure: &Failure) {
         if admits(self.queue, Kind::DeadLetter) {
             line!(error, self.run(), {
                 outcome = self.outcome.as_str(),
+                duration_ms = millis(self.took),
                 reason = reason.as_str(),
                 error_type = failure.error_type,
                 error = failure.error,
@@ -190,6 +202,7 @@ impl Concluded<'_> {
         if admits(self.queue, Kind::Retry) {
             line!(warn, self.run(), {
                 outcome = self.outcome.as_str(),
+                duration_ms = millis(self.took),
                 error_type = failure.error_type,
                 error = failure.error,
                 retry_at = %at,

@@ -311,6 +311,8 @@ mod tests {
             event_id: "e-1",
             attempt: 2,
             outcome: OutcomeLabel::Failed,
+            took: Duration::from_micros(1_500),
+            trace_id: trace_id("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
             disposition: &Disposition::Retry {
                 at: failed,
                 attempt: Attempt::FIRST,
@@ -358,8 +360,10 @@ mod tests {
             "event_id",
             "attempt",
             "outcome",
+            "duration_ms",
             "error_type",
             "error",
+            "trace_id",
             "worker",
         ];
         let places: Vec<_> = expected.iter().map(|name| line.find(&format!("\"{name}\":")).expect(name)).collect();

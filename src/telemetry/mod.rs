@@ -4,7 +4,6 @@
 //! - [`histogram`] holds durations in fixed buckets, so that memory does not grow with the number of jobs;
 //! - [`exposition`] is all of it in Prometheus' text format;
 //! - [`events`] is the catalogue: one struct is one log line; [`throttle`] keeps a storm of them readable;
-//! - [`summary`] says every ten seconds how each queue is doing;
 //! - [`log`] decides where lines go and how they look.
 //!
 //! Nothing here knows a broker: what a broker holds is handed in by whoever asked it ([`exposition::set_depths`]).
@@ -18,7 +17,5 @@ pub mod exposition;
 pub mod events;
 
 pub mod throttle;
-
-pub mod summary;
 
 pub mod log;

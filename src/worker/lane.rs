@@ -136,7 +136,8 @@ impl Lane {
                 let wait = delivery.ready_at().until(now);
                 self.tallies[route.index].record(refused.outcome.label(), wait, Duration::ZERO);
                 let Refused { outcome, event, .. } = refused;
-                chunk.push(conclude(&self.queue, route, delivery, &outcome, event.as_ref().map(|e| &*e.id), now));
+                let id = event.as_ref().map(|event| &*event.id);
+                chunk.push(conclude(&self.queue, route, delivery, &outcome, id, Duration::ZERO, now));
                 return;
             }
         };
@@ -159,7 +160,7 @@ impl Lane {
                     self.queue.succeeded(ended);
                     say_done(&cx, took);
                 }
-                chunk.push(conclude(&self.queue, &route, delivery, &outcome, Some(cx.event_id()), ended));
+                chunk.push(conclude(&self.queue, &route, delivery, &outcome, Some(cx.event_id()), took, ended));
             }
         }
         chunk.instant = end;
@@ -457,12 +458,13 @@ async fn finish(
 ) {
     let wait = delivery.ready_at().until(started);
     let mut tally = queue.meter.tally(&route.job);
-    tally.record(outcome.label(), wait, start.elapsed());
+    let took = start.elapsed();
+    tally.record(outcome.label(), wait, took);
     drop(tally);
     let bytes = delivery.message.size();
     queue.lane_done(delivery.lane());
     queue.pool.give(queue.index, if seeded::bug("slot-not-returned") { 0 } else { 1 });
-    let settlement = conclude(queue, route, delivery, outcome, event_id, queue.pool.clock.now());
+    let settlement = conclude(queue, route, delivery, outcome, event_id, took, queue.pool.clock.now());
     settle::one(queue, settlement, bytes).await;
 }
 
@@ -473,6 +475,7 @@ fn conclude(
     delivery: Delivery,
     outcome: &Outcome,
     event_id: Option<&str>,
+    took: Duration,
     now: Timestamp,
 ) -> Settlement {
     if matches!(outcome, Outcome::Done) {
@@ -506,6 +509,8 @@ fn conclude(
         event_id: event_id.unwrap_or_default(),
         attempt: facts.attempt.get(),
         outcome: outcome.label(),
+        took,
+        trace_id: delivery.message.headers.get_str_ignore_case(TRACEPARENT).and_then(events::trace_id),
         disposition: &disposition,
     }
     .emit();
