@@ -15,3 +15,6 @@ mod conformance;
 mod ledger;
 
 mod admin;
+
+#[cfg(feature = "sqlite")]
+mod cli;

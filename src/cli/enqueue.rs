@@ -24,8 +24,8 @@ Examples:
   windlass enqueue invoice @report.json --in 10m
   windlass enqueue invoice --empty --at 2026-12-01T06:00:00Z --job month_end
 
-The queue must be known to the configuration or to the broker. The id of each job is printed once the broker has
-confirmed it.")]
+The queue must be known to the configuration or to the broker. The id of each job is printed once
+the broker has confirmed it.")]
 pub struct Arguments {
     /// The queue
     queue: QueueName,

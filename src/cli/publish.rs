@@ -1,5 +1,6 @@
 //! `publish TOPIC [DATA | @FILE | -]`
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -105,13 +106,21 @@ fn dry_run(session: &Session, arguments: &Arguments, bodies: Bodies) -> Done {
     session.with_broker(Role::Reader, "publish", async |connection: Connection| {
         let known = connection.broker.inspect().queues().await?;
         let topic = arguments.topic.as_str();
+        // Those of the configuration are made known by publishing.
+        let configured = connection.config.queues.iter().map(|(name, queue)| {
+            (name.as_str(), queue.topics.iter().map(crate::message::Topic::as_str).collect::<Vec<_>>())
+        });
+        let mut queues: BTreeMap<&str, Vec<&str>> = known
+            .iter()
+            .map(|queue| (queue.name.as_str(), queue.topics.iter().map(String::as_str).collect()))
+            .collect();
+        queues.extend(configured);
         // Wildcards are the broker's to match.
         let exact = !connection.config.broker.starts_with("nats") && !connection.config.broker.starts_with("tls");
-        let hearing = known.iter().filter(|queue| queue.topics.iter().any(|heard| heard == topic)).count();
+        let hearing = queues.values().filter(|topics| topics.contains(&topic)).count();
         let published = Published { queues: exact.then_some(u32::try_from(hearing).unwrap_or(u32::MAX)) };
         if exact && hearing == 0 && !arguments.allow_unheard {
-            let topics = known.iter().flat_map(|queue| queue.topics.iter().map(String::as_str));
-            let near = did_you_mean(topic, topics);
+            let near = did_you_mean(topic, queues.into_values().flatten());
             return Err(Fault::new(
                 FAILED,
                 format!("no queue hears topic {topic:?}{near}; --allow-unheard stores it all the same"),

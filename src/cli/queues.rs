@@ -40,7 +40,7 @@ Examples:
 #[command(after_help = "\
 Examples:
   windlass queues forget old_invoice
-  windlass queues forget old_invoice --yes   # although jobs are left in it: they are gone with it
+  windlass queues forget old_invoice --yes   # although jobs are left: they are gone with it
 
 Not while workers are attached. What is published from then on no longer goes to this queue.")]
 struct ForgetArguments {

@@ -13,9 +13,9 @@ use super::shape::Ready;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  windlass ready                          # asks http://127.0.0.1:7464/ready, or what admin.listen says
+  windlass ready                             # http://127.0.0.1:7464, or what admin.listen says
   windlass ready http://10.0.0.7:7464
-  HEALTHCHECK CMD [\"windlass\", \"ready\", \"--timeout\", \"2s\"]   # in a Dockerfile
+  HEALTHCHECK CMD [\"windlass\", \"ready\", \"--timeout\", \"2s\"]      # in a Dockerfile
 
 Leaves with 0 where the worker is ready, else with 1.")]
 pub struct Arguments {

@@ -1,5 +1,6 @@
 //! `run`: work.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use clap::Args;
 
 use super::Done;
 use super::fault::Fault;
-use super::session::Session;
+use super::session::{Session, did_you_mean};
 use super::when::rfc3339;
 use crate::app::{App, RunOptions};
 use crate::broker::Start;
@@ -25,9 +26,9 @@ use crate::time::parse_duration;
 Examples:
   windlass run
   windlass run --queue invoice,analytics --slots 128
-  windlass run --burst --json                     # until there is nothing left, then {\"done\":10,\"retried\":2,\"dead\":1}
+  windlass run --burst --json                # until there is nothing left, then one object
   windlass run --topic reports.finalized --http http://127.0.0.1:8000/jobs/invoice
-  windlass run --dev                              # while writing a job: short retries, every outcome a line
+  windlass run --dev                         # while writing a job
 
 SIGTERM and SIGINT drain: running jobs get worker.grace. A second one leaves within 200 ms.")]
 pub struct Arguments {
@@ -82,7 +83,11 @@ pub fn run(mut session: Session, registry: Registry, arguments: Arguments) -> Do
         adopt(&mut config, queue, &arguments.topic, url)?;
     }
     if arguments.dev {
-        hurry(&mut config);
+        hurry(&mut config, &registry);
+    }
+    if let Some(absent) = queues.iter().find(|queue| !config.queues.is_empty() && !config.queues.contains_key(*queue)) {
+        let near = did_you_mean(absent.as_str(), config.queues.keys().map(QueueName::as_str));
+        return Err(Fault::failed(format!("no queue {absent} in the configuration{near}")));
     }
     config::check_run(&config, &queues, &|job| registry.get(job).is_some()).map_err(super::config::refused)?;
     if !config.broker_set {
@@ -152,18 +157,22 @@ fn adopt(config: &mut Config, queue: QueueName, topics: &[Topic], url: &str) -> 
 }
 
 /// `--dev`: whoever waits for a job's next attempt is a person.
-fn hurry(config: &mut Config) {
+fn hurry(config: &mut Config, registry: &Registry) {
     const LONGEST: Duration = Duration::from_secs(2);
     config.worker.grace = Duration::ZERO;
-    let jobs: Vec<JobName> = config.queues.values().map(|queue| queue.job.clone()).collect();
+    let compiled = registry.names().into_iter().filter_map(|name| JobName::new(&name).ok());
+    let named = config.queues.values().map(|queue| queue.job.clone());
+    let jobs: BTreeSet<JobName> = config.jobs.keys().cloned().chain(compiled).chain(named).collect();
+    let anyone = config.queues.keys().next().cloned();
     for job in jobs {
-        // What stands under [jobs] comes before what the job says in code.
-        config.jobs.entry(job).or_default();
-    }
-    for job in config.jobs.values_mut() {
-        job.retry.max = Some(job.retry.max.unwrap_or(LONGEST).min(LONGEST));
-        job.retry.first = Some(job.retry.first.unwrap_or(Duration::from_millis(500)).min(LONGEST));
-        job.retry.jitter = Some(0.0);
+        let queue = config.queues.iter().find(|(_, queue)| queue.job == job).map(|(name, _)| name.clone());
+        let Some(queue) = queue.or_else(|| anyone.clone()) else { continue };
+        let policy = config.policy(&queue, &job, registry.get(job.as_str()).as_ref());
+        // What stands under [jobs] comes before what the job says in code, and that before the queue's.
+        let retry = &mut config.jobs.entry(job).or_default().retry;
+        retry.first = Some(policy.first.min(LONGEST));
+        retry.max = Some(policy.max.min(LONGEST));
+        retry.jitter = Some(0.0);
     }
 }
 
@@ -197,13 +206,14 @@ mod tests {
     fn dev_retries_soon() {
         let source = config::Source::new().text(
             "t",
-            "broker = \"memory://\"\n[queues.a]\nretry = { max = \"1h\" }\n[jobs.b]\nretry = { max = \"1s\" }",
+            "broker = \"memory://\"\n[queues.a]\nretry = { first = \"10ms\" }\n[jobs.b]\nretry = { max = \"1s\" }",
         );
         let mut config = config::load(source).expect("a configuration").config;
-        hurry(&mut config);
+        hurry(&mut config, &Registry::new());
         let queue = QueueName::new("a").expect("a queue");
         let policy = config.policy(&queue, &config.queues[&queue].job, None);
         assert_eq!((policy.max, policy.jitter, config.worker.grace), (Duration::from_secs(2), 0.0, Duration::ZERO));
+        assert_eq!(policy.first, Duration::from_millis(10), "what is sooner stays");
         assert_eq!(config.jobs["b"].retry.max, Some(Duration::from_secs(1)));
     }
 }

@@ -8,6 +8,7 @@ use super::fault::Fault;
 use super::output::Output;
 use crate::broker::{self, Broker, Role};
 use crate::config::Config;
+use crate::telemetry::log;
 use crate::{app, config};
 
 /// One run of a verb.
@@ -69,6 +70,11 @@ impl Session {
                 "note: no broker is set (--broker, WINDLASS_BROKER or a configuration file); using {}",
                 config::shown_address(&config.broker)
             ));
+        }
+        if self.global.verbose > 0 {
+            let level = if self.global.verbose > 1 { "trace" } else { "debug" };
+            let log = log::Config { level: level.to_owned(), level_set: true, format: log::Format::Pretty };
+            log::install(&log, &log::worker_name(), false).map_err(|error| Fault::failed(error.to_string()))?;
         }
         runtime()?.block_on(async {
             let options = broker::Options { timeout: self.global.timeout, ..app::options(&config, role) };

@@ -24,11 +24,11 @@ use crate::time::parse_duration;
 Examples:
   windlass status
   windlass status invoice --watch
-  windlass status --fail-if 'dead>0,age>5m,ready>10000,workers<1'   # 1 where any holds, or cannot be known
+  windlass status --fail-if 'dead>0,age>5m,ready>10000,workers<1'
   windlass status --json | jq '.queues[] | select(.dead > 0)'
 
-Figures of --fail-if: ready, running, retrying, scheduled, dead, age, dead_age, workers, slots. A `?` is what this
-broker cannot know.")]
+Figures of --fail-if: ready, running, retrying, scheduled, dead, age, dead_age, workers, slots.
+A `?` (JSON: null) is what this broker cannot know; a condition on it fails.")]
 pub struct Arguments {
     /// Only these queues
     #[arg(value_name = "QUEUE")]

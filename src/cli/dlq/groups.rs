@@ -21,8 +21,8 @@ Examples:
   windlass dlq groups invoice --since 2h
   windlass dlq replay invoice --fingerprint 68fc522700d637ea
 
-Letters of one group share queue, job, reason, error type, and the error's text without numbers, ids and quoted
-parts. The largest group comes first; EXAMPLE is the one that failed last.")]
+Letters of one group share queue, job, reason, error type, and the error's text without numbers,
+ids and quoted parts. The largest group comes first; EXAMPLE is the one that failed last.")]
 pub struct Arguments {
     #[command(flatten)]
     queue: MaybeQueue,

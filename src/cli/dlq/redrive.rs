@@ -48,8 +48,9 @@ Examples:
   windlass dlq replay invoice 7Fq2 --body @mended.json
   windlass dlq list invoice --json | jq -r 'select(.attempts<3).id' | windlass dlq replay invoice -
 
-What is replayed is decided once, at the start. Each letter is stored on its queue under the same event id, at
-attempt 1, before it is removed. After a kill, run the same command again: what was replayed is not replayed twice.")]
+What is replayed is decided once, at the start. Each letter is stored on its queue under the same
+event id, at attempt 1, before it is removed. After a kill, run the same command again: what was
+replayed is not replayed twice.")]
 pub struct ReplayArguments {
     #[command(flatten)]
     common: Common,

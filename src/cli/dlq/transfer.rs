@@ -26,8 +26,8 @@ Examples:
   windlass dlq export invoice --reason permanent > invoice.ndjson
   windlass dlq export invoice | jq -r .body
 
-The oldest comes first. A header that is not UTF-8 is base64 and its name ends in :base64; such a body is
-body_base64.")]
+The oldest comes first. A header that is not UTF-8 is base64 and its name ends in :base64; such a
+body is body_base64.")]
 pub struct ExportArguments {
     #[command(flatten)]
     queue: MaybeQueue,

@@ -1,0 +1,131 @@
+//! `config`, and where the configuration and the broker come from.
+
+use super::{CONFIG, Place, objects};
+
+#[test]
+fn init_writes_a_file_that_is_right_and_never_over_one() {
+    let place = Place::empty();
+    let first = place.run(["config", "init"]);
+    assert_eq!((first.code, first.out.as_str()), (0, ""), "{first:?}");
+    let written = std::fs::read_to_string(place.path().join("windlass.toml")).expect("written");
+    assert_eq!(place.ok(["config", "init", "-"]), written);
+    place.write("windlass.toml", "# mine\n");
+    assert_eq!(place.run(["config", "init"]).code, 1);
+    assert_eq!(std::fs::read_to_string(place.path().join("windlass.toml")).expect("there"), "# mine\n");
+    place.ok(["config", "init", "other.toml", "--dry-run"]);
+    assert!(!place.path().join("other.toml").exists());
+    place.ok(["config", "init", "other.toml"]);
+    let checked = place.run(["config", "check", "other.toml"]);
+    assert_eq!(checked.code, 0, "{checked:?}");
+    // `run` of this binary has its job.
+    assert!(!checked.err.contains("would refuse"), "{checked:?}");
+}
+
+#[test]
+fn check_says_every_fault_at_once() {
+    let place = Place::with("broker = \"sqlite://a.db\"\n[worker]\nconcurrency = 3\ngrace = 5\n[queues.UP]\n");
+    let left = place.run(["config", "check"]);
+    assert_eq!((left.code, left.out.as_str()), (78, ""), "{left:?}");
+    for part in ["windlass.toml:3:", "slots", "windlass.toml:4:", "windlass.toml:5:"] {
+        assert!(left.err.contains(part), "{part} is missing: {}", left.err);
+    }
+    assert!(left.err.lines().all(|line| line.starts_with("error: ")), "{}", left.err);
+    let json = place.run(["config", "check", "--json"]);
+    assert_eq!(json.code, 78);
+    assert!(objects(&json.out).len() >= 3, "{json:?}");
+    // So does every other verb.
+    assert_eq!(place.run(["status"]).code, 78);
+    // A file that is not there.
+    assert_eq!(place.run(["config", "check", "absent.toml"]).code, 78);
+    assert_eq!(place.run(["status", "--config", "absent.toml"]).code, 78);
+}
+
+#[test]
+fn unknown_variables_are_a_fault_for_check_alone() {
+    let place = Place::new();
+    let with = |arguments: &[&str]| {
+        let mut command = place.command(arguments);
+        command.env("WINDLASS_WORKER__SLOTZ", "3");
+        super::run(command, b"")
+    };
+    assert_eq!(with(&["config", "check"]).code, 78);
+    let show = with(&["config", "show"]);
+    assert_eq!(show.code, 0, "{show:?}");
+}
+
+#[test]
+fn show_names_where_each_value_came_from() {
+    let place = Place::new();
+    let mut command = place.command(["config", "show", "--set", "worker.slots=128", "--json"]);
+    command.env("WINDLASS_WORKER__GRACE", "9s");
+    let left = super::run(command, b"");
+    let settings = objects(&left.out);
+    let origin = |key: &str| {
+        let setting = settings.iter().find(|setting| setting["key"] == key).unwrap_or_else(|| panic!("no {key}"));
+        (setting["value"].as_str().expect("text").to_owned(), setting["origin"].as_str().expect("text").to_owned())
+    };
+    assert_eq!(origin("worker.slots").0, "128");
+    assert!(origin("worker.slots").1.contains("--set"));
+    assert!(origin("worker.grace").1.contains("WINDLASS_WORKER__GRACE"));
+    assert!(origin("broker").1.contains("windlass.toml:2"));
+    assert_eq!(origin("worker.lease").1, "default");
+    assert!(place.ok(["config", "show"]).contains("slots = 64"));
+}
+
+#[test]
+fn the_schema_is_json() {
+    let text = Place::empty().ok(["config", "schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert!(schema["properties"]["worker"].is_object());
+}
+
+#[test]
+fn the_broker_comes_from_the_nearest_place() {
+    let place = Place::empty();
+    let none = place.run(["publish", "t", "1", "--allow-unheard"]);
+    assert_eq!(none.code, 0, "{none:?}");
+    assert!(none.err.contains("using sqlite://windlass.db"), "{none:?}");
+    assert!(place.path().join("windlass.db").exists());
+    // -q silences what is not an error.
+    let quiet = place.run(["publish", "t", "1", "--allow-unheard", "-q"]);
+    assert_eq!((quiet.code, quiet.err.as_str()), (0, ""), "{quiet:?}");
+    let mut command = place.command(["publish", "t", "1", "--allow-unheard"]);
+    command.env("WINDLASS_BROKER", "sqlite://env.db");
+    let env = super::run(command, b"");
+    assert_eq!((env.code, env.err.as_str()), (0, ""), "{env:?}");
+    assert!(place.path().join("env.db").exists());
+    let flag = place.run(["publish", "t", "1", "--allow-unheard", "--broker", "sqlite://flag.db"]);
+    assert_eq!((flag.code, flag.err.as_str()), (0, ""), "{flag:?}");
+    assert!(place.path().join("flag.db").exists());
+    // With a file a missing broker is a fault of the file.
+    place.write("windlass.toml", CONFIG.replace("broker =", "#broker ="));
+    assert_eq!(place.run(["status"]).code, 78);
+}
+
+#[test]
+fn only_verbs_that_write_make_a_file() {
+    let place = Place::new();
+    for verb in [
+        &["status"][..],
+        &["dlq", "list"],
+        &["queues", "list"],
+        &["doctor"],
+        &["publish", "reports.finalized", "1", "--dry-run"],
+    ] {
+        let left = place.run(verb);
+        assert!(!place.path().join("windlass.db").exists(), "{verb:?} made the file: {left:?}");
+        assert_ne!(left.code, 0, "{verb:?}: {left:?}");
+        assert!(left.err.starts_with("error: "), "{verb:?}: {left:?}");
+    }
+}
+
+#[test]
+fn what_a_person_must_change_is_78() {
+    let place = Place::new();
+    place.write("foreign.db", "this is no database, and long enough to be looked at as one: ".repeat(20));
+    let left = place.run(["status", "--broker", "sqlite://foreign.db"]);
+    assert_eq!((left.code, left.out.as_str()), (78, ""), "{left:?}");
+    // `sqlite:///x.db` is a path from the root.
+    let root = place.run(["publish", "t", "1", "--broker", "sqlite:///no/such/x.db"]);
+    assert_eq!(root.code, 78, "{root:?}");
+}
