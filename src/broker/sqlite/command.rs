@@ -14,7 +14,7 @@ use crate::broker::{Disposition, Error, Publication, Published, Settled};
 /// A wish of one of the handles.
 pub enum Command {
     /// A source waits for deliveries.
-    Want(i64),
+    Want,
     /// Settlements of one queue.
     Settle(Vec<Item>),
     /// The starts of these are to be stored.

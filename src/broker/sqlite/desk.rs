@@ -94,7 +94,7 @@ impl Desk {
             }
             if !std::mem::replace(&mut told, true) {
                 // Fails only once the writer has ended, which `fail` has said.
-                let _ = self.commands.send(Command::Want(self.id));
+                let _ = self.commands.send(Command::Want);
             }
             arrived.await;
         }

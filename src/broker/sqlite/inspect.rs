@@ -1,35 +1,290 @@
-//! What the file holds, without a worker.
+//! What the file holds, without asking a worker.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use sqlx::sqlite::SqliteRow;
 
-use super::Shared;
+use super::machine::{Life, Monotonic, Process};
+use super::script::{Script, int, int_or_null, json_list, text};
+use super::settle::unshare;
+use super::writer::Writer;
+use super::{Shared, doctor, fault, register};
 use crate::broker::{Error, Finding, Inspect, KnownQueue, QueueStatus};
 use crate::message::QueueName;
+use crate::time::Timestamp;
 
-/// Reads.
+/// Dead letters that one transaction removes.
+const CHUNK: i64 = 500;
+
+/// Reads, and the few things that operators change.
 pub(super) struct Reading {
     pub(super) shared: Arc<Shared>,
 }
 
 impl Inspect for Reading {
-    fn status<'a>(&'a self, _queues: &'a [QueueName]) -> BoxFuture<'a, Result<Vec<QueueStatus>, Error>> {
-        Box::pin(async move { Ok(Vec::new()) })
+    fn status<'a>(&'a self, queues: &'a [QueueName]) -> BoxFuture<'a, Result<Vec<QueueStatus>, Error>> {
+        Box::pin(status(&self.shared, queues))
     }
+
     fn queues(&self) -> BoxFuture<'_, Result<Vec<KnownQueue>, Error>> {
-        Box::pin(async move { Ok(Vec::new()) })
+        Box::pin(async move {
+            let mut script = Script::default();
+            script.add(
+                "SELECT q.id, q.name, (SELECT json_group_array(t.name) FROM subscription s JOIN topic t ON t.id = s.topic \
+                 WHERE s.queue = q.id ORDER BY t.name) FROM queue q WHERE q.forgotten = 0 ORDER BY q.name",
+            );
+            script.add(WORKERS);
+            let answers = self.shared.read(script).await?;
+            let workers = attached(&answers[1].rows, &Monotonic::beside(&self.shared.clock));
+            let known = answers[0].rows.iter().filter_map(|row| {
+                Some(KnownQueue {
+                    name: QueueName::new(&text(row, 1)).ok()?,
+                    topics: serde_json::from_str(&text(row, 2)).unwrap_or_default(),
+                    workers: Some(workers.get(&int(row, 0)).map_or(0, |workers| workers.count)),
+                })
+            });
+            Ok(known.collect())
+        })
     }
-    fn forget<'a>(&'a self, _queue: &'a QueueName, _even_with_jobs: bool) -> BoxFuture<'a, Result<u64, Error>> {
-        Box::pin(async move { Ok(0) })
+
+    fn forget<'a>(&'a self, queue: &'a QueueName, even_with_jobs: bool) -> BoxFuture<'a, Result<u64, Error>> {
+        let queue = queue.clone();
+        Box::pin(self.shared.call(move |writer| Box::pin(async move { forget(writer, &queue, even_with_jobs).await })))
     }
+
     fn doctor(&self) -> BoxFuture<'_, Result<Vec<Finding>, Error>> {
-        Box::pin(async move { Ok(Vec::new()) })
+        Box::pin(doctor::examine(&self.shared))
     }
-    fn present<'a>(&'a self, _queues: &'a [(QueueName, usize)]) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async move { Ok(()) })
+
+    fn present<'a>(&'a self, queues: &'a [(QueueName, usize)]) -> BoxFuture<'a, Result<(), Error>> {
+        let slots: Vec<(String, i64)> = queues.iter().map(|(name, slots)| (name.to_string(), *slots as i64)).collect();
+        Box::pin(self.shared.call(move |writer| {
+            Box::pin(async move {
+                let result = register::present(writer, slots).await;
+                result.map_err(|error| fault::explain(&error, &writer.path))
+            })
+        }))
     }
+
     fn expire_dead(&self) -> BoxFuture<'_, Result<Vec<(QueueName, u64)>, Error>> {
-        Box::pin(async move { Ok(Vec::new()) })
+        Box::pin(async move {
+            let mut total: BTreeMap<QueueName, u64> = BTreeMap::new();
+            loop {
+                // A chunk at a time, so that jobs do not wait for it.
+                let chunk = self.shared.call(move |writer| {
+                    Box::pin(async move {
+                        let result = expire_chunk(writer).await;
+                        result.map_err(|error| fault::explain(&error, &writer.path))
+                    })
+                });
+                let (expired, more) = chunk.await?;
+                for (queue, count) in expired {
+                    *total.entry(queue).or_default() += count;
+                }
+                if !more {
+                    return Ok(total.into_iter().collect());
+                }
+            }
+        })
     }
+}
+
+/// Workers and what they attached to.
+pub(super) const WORKERS: &str = "SELECT a.queue, a.slots, w.boot, w.pidns, w.pid, w.born, w.lease, w.id, w.name FROM worker w LEFT JOIN attached a ON a.worker = w.id";
+
+/// The workers of one queue.
+#[derive(Default)]
+pub(super) struct Attached {
+    pub(super) count: u64,
+    slots: Option<u64>,
+}
+
+/// Whether the worker of this row of [`WORKERS`] holds its lease, as far as can be seen.
+pub(super) fn lives(row: &SqliteRow, this: &Process, now: i64) -> bool {
+    let process = Process { boot: text(row, 2), pidns: int(row, 3), pid: int(row, 4), born: int(row, 5) };
+    int(row, 6) >= now && this.sees(&process) != Life::Gone
+}
+
+/// Living workers by queue.
+pub(super) fn attached(rows: &[SqliteRow], monotonic: &Monotonic) -> BTreeMap<i64, Attached> {
+    let (this, now) = (Process::this(), monotonic.now());
+    let mut queues: BTreeMap<i64, Attached> = BTreeMap::new();
+    for row in rows.iter().filter(|row| lives(row, &this, now)) {
+        let Some(queue) = int_or_null(row, 0) else { continue };
+        let entry = queues.entry(queue).or_default();
+        entry.count += 1;
+        if let Some(slots) = int_or_null(row, 1) {
+            *entry.slots.get_or_insert(0) += slots as u64;
+        }
+    }
+    queues
+}
+
+async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus>, Error> {
+    let now = shared.clock.now();
+    let mut script = Script::default();
+    script.add("BEGIN");
+    script.add(
+        "SELECT id, name, keep_dead FROM queue WHERE forgotten = 0 OR id IN (SELECT queue FROM dead) ORDER BY name",
+    );
+    script.add(WORKERS);
+    script.add("SELECT queue, count(*) FROM running GROUP BY queue");
+    script.add("SELECT queue, count(*), min(last) FROM dead GROUP BY queue");
+    script.add("SELECT queue, count(*) FROM blocked GROUP BY queue");
+    script.add(
+        "SELECT f.queue, f.jobs, (SELECT e.at FROM event e WHERE e.id = f.first) \
+         FROM (SELECT queue, count(*) AS jobs, min(event) AS first FROM fresh GROUP BY queue) f",
+    );
+    script.add(
+        "SELECT queue, sum(kind = 0 OR (kind = 1 AND due <= ?1)), sum(kind = 2), sum(kind = 1 AND due > ?1), \
+         min(CASE WHEN kind <> 2 THEN due END), min(CASE WHEN kind = 2 THEN due END) FROM later GROUP BY queue"
+            .replace("?1", &now.as_millis().to_string())
+            .as_str(),
+    );
+    script.add("COMMIT");
+    let answers = shared.read(script).await?;
+    let of = |statement: usize| -> BTreeMap<i64, &SqliteRow> {
+        answers[statement].rows.iter().map(|row| (int(row, 0), row)).collect()
+    };
+    let workers = attached(&answers[2].rows, &Monotonic::beside(&shared.clock));
+    let (running, dead, blocked, fresh, later) = (of(3), of(4), of(5), of(6), of(7));
+    let count = |row: Option<&&SqliteRow>, column| row.map_or(0, |row| int_or_null(row, column).unwrap_or(0) as u64);
+    let all = answers[1].rows.iter().map(|row| {
+        let id = int(row, 0);
+        let oldest_fresh = fresh.get(&id).and_then(|row| int_or_null(row, 2));
+        let oldest_due = later.get(&id).and_then(|row| int_or_null(row, 4)).filter(|due| *due <= now.as_millis());
+        let oldest = [oldest_fresh, oldest_due].into_iter().flatten().min();
+        let dead_oldest = dead.get(&id).and_then(|row| int_or_null(row, 2));
+        let age = |millis: Option<i64>| Some(millis.map_or(Duration::ZERO, |at| Timestamp::from_millis(at).until(now)));
+        let mut notes = Vec::new();
+        if let Some(note) = doctor::near_expiry(dead_oldest, int_or_null(row, 2), now) {
+            notes.push(note);
+        }
+        let workers = workers.get(&id);
+        QueueStatus {
+            name: text(row, 1),
+            ready: Some(count(fresh.get(&id), 1) + count(blocked.get(&id), 1) + count(later.get(&id), 1)),
+            running: Some(count(running.get(&id), 1)),
+            retrying: Some(count(later.get(&id), 2)),
+            scheduled: Some(count(later.get(&id), 3)),
+            retry_due: later.get(&id).and_then(|row| int_or_null(row, 5)).map(Timestamp::from_millis),
+            dead: Some(count(dead.get(&id), 1)),
+            oldest_age: age(oldest),
+            dead_oldest_age: age(dead_oldest),
+            workers: Some(workers.map_or(0, |workers| workers.count)),
+            slots: workers.map_or(Some(0), |workers| workers.slots),
+            notes,
+        }
+    });
+    let all: Vec<QueueStatus> = all.collect();
+    if queues.is_empty() {
+        return Ok(all);
+    }
+    let named = queues.iter().map(|name| {
+        all.iter().find(|status| status.name == name.as_str()).cloned().ok_or_else(|| no_queue(&all, name))
+    });
+    named.collect()
+}
+
+fn no_queue(all: &[QueueStatus], name: &QueueName) -> Error {
+    let near = all.iter().min_by_key(|status| strsim::damerau_levenshtein(&status.name, name.as_str()));
+    Error::NotFound(match near {
+        Some(near) => format!("there is no queue {name}; the nearest is {}", near.name),
+        None => format!("there is no queue {name}; no queue is known here yet"),
+    })
+}
+
+/// Removes a queue's work and that it hears anything. Its row stays, because dead letters name it.
+async fn forget(writer: &mut Writer, name: &QueueName, even_with_jobs: bool) -> Result<u64, Error> {
+    let path = writer.path.clone();
+    let said = move |error: sqlx::Error| fault::explain(&error, &path);
+    writer.reload().await.map_err(&said)?;
+    let Some(queue) = writer.directory.queues.get(name.as_str()).map(|queue| queue.id) else {
+        return Err(writer.directory.no_queue(name.as_str()));
+    };
+    let mut script = Script::begin();
+    script.add(WORKERS);
+    script.add(
+        "SELECT (SELECT count(*) FROM fresh WHERE queue = ?1) + (SELECT count(*) FROM later WHERE queue = ?1) \
+         + (SELECT count(*) FROM blocked WHERE queue = ?1) + (SELECT count(*) FROM running WHERE queue = ?1)"
+            .replace("?1", &queue.to_string())
+            .as_str(),
+    );
+    let result = async {
+        let answers = script.run(&mut writer.connection).await.map_err(&said)?;
+        let workers = attached(&answers[1].rows, &writer.monotonic);
+        if let Some(workers) = workers.get(&queue) {
+            let count = workers.count;
+            return Err(Error::Unavailable(format!("{count} worker(s) work the queue {name}; stop them first")));
+        }
+        let jobs = int(&answers[2].rows[0], 0) as u64;
+        if jobs > 0 && !even_with_jobs {
+            return Err(Error::Rejected(format!(
+                "the queue {name} holds {jobs} job(s), which would be lost; --yes to lose them"
+            )));
+        }
+        let mut script = Script::default();
+        let units = ["fresh", "later", "blocked", "running"]
+            .map(|table| format!("SELECT event FROM {table} WHERE queue = {queue}"));
+        let units = units.join(" UNION ");
+        script.add(&format!("UPDATE shared SET refs = refs - 1 WHERE event IN ({units})"));
+        script.add(&format!(
+            "DELETE FROM event WHERE id IN ({units}) \
+             AND NOT EXISTS (SELECT 1 FROM shared WHERE shared.event = event.id AND refs > 0)"
+        ));
+        script.add("DELETE FROM shared WHERE refs <= 0");
+        for table in ["fresh", "later", "blocked", "head", "running", "record", "subscription", "attached"] {
+            script.add(&format!("DELETE FROM {table} WHERE queue = ?"));
+            script.bind(queue);
+        }
+        script.add("UPDATE queue SET forgotten = 1 WHERE id = ?");
+        script.bind(queue);
+        script.add("UPDATE meta SET generation = generation + 1");
+        script.commit();
+        script.run(&mut writer.connection).await.map_err(&said)?;
+        Ok(jobs)
+    }
+    .await;
+    if result.is_err() {
+        super::script::rollback(&mut writer.connection).await;
+    }
+    writer.reload().await.map_err(&said)?;
+    result
+}
+
+/// Some of the letters that have been kept long enough; whether there are more.
+async fn expire_chunk(writer: &mut Writer) -> Result<(Vec<(QueueName, u64)>, bool), sqlx::Error> {
+    let now = writer.clock.now().as_millis();
+    let mut script = Script::begin();
+    script.add(
+        "SELECT q.name, d.queue, d.event FROM queue q CROSS JOIN dead d ON d.queue = q.id AND d.last <= ? - q.keep_dead \
+         WHERE q.keep_dead IS NOT NULL LIMIT ?",
+    );
+    script.bind(now).bind(CHUNK);
+    let answers = match script.run(&mut writer.connection).await {
+        Ok(answers) => answers,
+        Err(error) => {
+            super::script::rollback(&mut writer.connection).await;
+            return Err(error);
+        }
+    };
+    let rows = &answers[1].rows;
+    let mut expired: BTreeMap<(i64, String), Vec<i64>> = BTreeMap::new();
+    for row in rows {
+        expired.entry((int(row, 1), text(row, 0))).or_default().push(int(row, 2));
+    }
+    let mut script = Script::default();
+    for ((queue, _), events) in &expired {
+        let list = json_list(events.iter().copied());
+        script.add("DELETE FROM dead WHERE queue = ? AND event IN (SELECT value FROM json_each(?))");
+        script.bind(*queue).bind(list.clone());
+        unshare(&mut script, &list);
+    }
+    script.run_whole(&mut writer.connection).await?;
+    let counts =
+        expired.into_iter().filter_map(|((_, name), events)| Some((QueueName::new(&name).ok()?, events.len() as u64)));
+    Ok((counts.collect(), rows.len() as i64 == CHUNK))
 }

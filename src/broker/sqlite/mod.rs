@@ -13,6 +13,7 @@
 mod claim;
 mod command;
 mod desk;
+mod doctor;
 mod fault;
 mod file;
 mod housekeeping;
@@ -43,6 +44,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::command::{Command, Item, Post, Ticket};
 use self::desk::Desk;
 use self::file::Target;
+use self::script::Script;
 use self::writer::{Start, Writer};
 use super::{
     Broker, Credit, DeadLetters, Delivery, Error, Inspect, Opened, Options, Publication, Published, Publisher, Queue,
@@ -56,44 +58,7 @@ const UNCONFIRMED: usize = 1_024;
 
 /// Connects to the file at `address`, creating it where the role may.
 pub(super) async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
-    let target = Target::parse(address, &options)?;
-    let connection = target.open_writer().await?;
-    let readers = SqlitePoolOptions::new()
-        .max_connections(2)
-        .acquire_timeout(options.timeout)
-        .idle_timeout(Duration::from_secs(10))
-        .connect_lazy_with(target.reader_options());
-    let (sender, commands) = mpsc::unbounded_channel();
-    let connected = Arc::new(AtomicBool::new(true));
-    let mut writer = Writer::new(Start {
-        connection,
-        path: target.path.clone(),
-        clock: options.clock.clone(),
-        name: options.worker.clone(),
-        lease: options.lease,
-        commands,
-        connected: connected.clone(),
-    });
-    let registered = async {
-        register::queues(&mut writer, &options.queues, options.role).await?;
-        if options.role == Role::Worker {
-            register::worker(&mut writer).await?;
-        }
-        Ok::<(), sqlx::Error>(())
-    };
-    registered.await.map_err(|error| fault::explain(&error, &target.path))?;
-    let notes = Vec::new();
-    // It ends when it is told to close or when every handle is gone; errors stay inside and are tried again.
-    tokio::spawn(writer.run());
-    let shared = Shared {
-        commands: sender,
-        readers,
-        path: target.path,
-        clock: options.clock,
-        timeout: options.timeout,
-        normal: options.sqlite.synchronous_normal,
-    };
-    Ok(Arc::new(Sqlite { address: address.to_owned(), connected, shared: Arc::new(shared), notes }))
+    Ok(Arc::new(Sqlite::connect(address, options).await?))
 }
 
 /// The broker behind `sqlite://`.
@@ -101,7 +66,48 @@ struct Sqlite {
     address: String,
     connected: Arc<AtomicBool>,
     shared: Arc<Shared>,
-    notes: Vec<String>,
+}
+
+impl Sqlite {
+    async fn connect(address: &str, options: Options) -> Result<Self, Error> {
+        let target = Target::parse(address, &options)?;
+        let connection = target.open_writer().await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(options.timeout)
+            .idle_timeout(Duration::from_secs(10))
+            .connect_lazy_with(target.reader_options());
+        let (sender, commands) = mpsc::unbounded_channel();
+        let connected = Arc::new(AtomicBool::new(true));
+        let mut writer = Writer::new(Start {
+            connection,
+            path: target.path.clone(),
+            clock: options.clock.clone(),
+            name: options.worker.clone(),
+            lease: options.lease,
+            commands,
+            connected: connected.clone(),
+        });
+        let registered = async {
+            register::queues(&mut writer, &options.queues, options.role).await?;
+            if options.role == Role::Worker {
+                register::worker(&mut writer).await?;
+            }
+            Ok::<(), sqlx::Error>(())
+        };
+        registered.await.map_err(|error| fault::explain(&error, &target.path))?;
+        // It ends when it is told to close or when every handle is gone; errors stay inside and are tried again.
+        tokio::spawn(writer.run());
+        let shared = Shared {
+            commands: sender,
+            readers,
+            path: target.path,
+            clock: options.clock,
+            timeout: options.timeout,
+            normal: options.sqlite.synchronous_normal,
+        };
+        Ok(Self { address: address.to_owned(), connected, shared: Arc::new(shared) })
+    }
 }
 
 /// What all handles share.
@@ -131,8 +137,13 @@ impl Shared {
         answer.await.map_err(|_| closed())?
     }
 
-    fn explain(&self, error: &sqlx::Error) -> Error {
-        fault::explain(error, &self.path)
+    /// Reads, as of one moment.
+    async fn read(&self, script: Script) -> Result<Vec<script::Answer>, Error> {
+        let result = async {
+            let mut connection = self.readers.acquire().await?;
+            script.run(&mut connection).await
+        };
+        result.await.map_err(|error| fault::explain(&error, &self.path))
     }
 }
 
@@ -158,7 +169,7 @@ impl Broker for Sqlite {
             Ok(Opened {
                 source: Box::new(Intake { desk: desk.clone() }),
                 settler: Arc::new(Settling { desk, commands: self.shared.commands.clone() }),
-                notes: self.notes.clone(),
+                notes: Vec::new(),
             })
         })
     }

@@ -27,6 +27,8 @@ pub struct Hearer {
     pub max_crashes: i64,
     /// How long dead letters are kept, in milliseconds.
     pub keep_dead: Option<i64>,
+    /// It was forgotten, and is still here because dead letters name it.
+    pub forgotten: bool,
 }
 
 /// What the file knows of topics and queues, as of one generation.
@@ -52,6 +54,11 @@ impl Route<'_> {
     /// To how many queues.
     pub fn queues(&self) -> u32 {
         self.queues.len() as u32
+    }
+
+    /// The first queue; 0 where there is none.
+    pub fn first(&self) -> i64 {
+        self.queues.first().map_or(0, |queue| queue.id)
     }
 }
 

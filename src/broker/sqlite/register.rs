@@ -25,7 +25,7 @@ pub async fn queues(writer: &mut Writer, queues: &[Queue], role: Role) -> Result
 }
 
 fn is_known(directory: &Directory, queue: &Queue, role: Role) -> bool {
-    let Some(known) = directory.queues.get(queue.name.as_str()) else { return false };
+    let Some(known) = directory.queues.get(queue.name.as_str()).filter(|known| !known.forgotten) else { return false };
     let hears = |topic: &str| {
         directory.topics.get(topic).is_some_and(|(_, hearers)| hearers.iter().any(|hearer| hearer.id == known.id))
     };
@@ -59,9 +59,9 @@ async fn queue_known(
     let was = script.add("SELECT id, ordered FROM queue WHERE name = ?");
     script.bind(name);
     let update = if role == Role::Worker {
-        "DO UPDATE SET ordered = excluded.ordered, max_crashes = excluded.max_crashes, keep_dead = excluded.keep_dead"
+        "DO UPDATE SET ordered = excluded.ordered, max_crashes = excluded.max_crashes, keep_dead = excluded.keep_dead, forgotten = 0"
     } else {
-        "DO NOTHING"
+        "DO UPDATE SET forgotten = 0"
     };
     script.add(&format!(
         "INSERT INTO queue (name, ordered, max_crashes, keep_dead, created) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) {update}"
@@ -161,7 +161,7 @@ fn free_from_order(script: &mut Script, queue: i64) {
 pub async fn read(connection: &mut SqliteConnection) -> Result<Directory, sqlx::Error> {
     let mut script = Script::default();
     script.add("SELECT generation, salt FROM meta");
-    script.add("SELECT id, name, ordered, max_crashes, keep_dead FROM queue");
+    script.add("SELECT id, name, ordered, max_crashes, keep_dead, forgotten FROM queue WHERE forgotten = 0 OR id IN (SELECT queue FROM dead)");
     script.add(
         "SELECT t.id, t.name, s.queue FROM topic t LEFT JOIN subscription s ON s.topic = t.id ORDER BY t.id, s.queue",
     );
@@ -175,6 +175,7 @@ pub async fn read(connection: &mut SqliteConnection) -> Result<Directory, sqlx::
             ordered: int(row, 2) != 0,
             max_crashes: int(row, 3),
             keep_dead: super::script::int_or_null(row, 4),
+            forgotten: int(row, 5) != 0,
         };
         directory.queues.insert(hearer.name.clone(), hearer);
     }
@@ -207,6 +208,43 @@ async fn enter(writer: &mut Writer) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
+/// Makes known which queues this process works, with how many slots.
+pub async fn present(writer: &mut Writer, slots: Vec<(String, i64)>) -> Result<(), sqlx::Error> {
+    writer.slots = slots;
+    attach(writer).await
+}
+
+/// Writes what [`present`] was told, where that is not what the file says.
+async fn attach(writer: &mut Writer) -> Result<(), sqlx::Error> {
+    let Some(worker) = writer.worker else { return Ok(()) };
+    let known = |name: &String| writer.directory.queues.get(name).map(|queue| queue.id);
+    let mut wanted: Vec<(i64, i64)> =
+        writer.slots.iter().filter_map(|(name, slots)| Some((known(name)?, *slots))).collect();
+    wanted.sort_unstable();
+    if writer.attached == wanted {
+        return Ok(());
+    }
+    let mut script = Script::begin();
+    script.add("DELETE FROM attached WHERE worker = ?");
+    script.bind(worker);
+    script.add(
+        "INSERT INTO attached (worker, queue, slots) SELECT w.id, j.value ->> 0, j.value ->> 1 \
+         FROM worker w CROSS JOIN json_each(?) j WHERE w.id = ?",
+    );
+    script.bind(serde_json::to_string(&wanted).expect("numbers always serialize")).bind(worker);
+    script.run_whole(&mut writer.connection).await?;
+    writer.attached = wanted;
+    Ok(())
+}
+
+/// This process works one queue more.
+pub async fn attach_also(writer: &mut Writer, name: &str, slots: i64) -> Result<(), sqlx::Error> {
+    if !writer.slots.iter().any(|(known, _)| known == name) {
+        writer.slots.push((name.to_owned(), slots));
+    }
+    attach(writer).await
+}
+
 /// Our row was taken away while we were frozen. Crashes that were counted on a guess are taken back: we live.
 pub async fn again(writer: &mut Writer) -> Result<(), sqlx::Error> {
     let Some(before) = writer.worker else { return Ok(()) };
@@ -221,11 +259,16 @@ pub async fn again(writer: &mut Writer) -> Result<(), sqlx::Error> {
     script.add("DELETE FROM attached WHERE worker = ?");
     script.bind(before);
     script.run_whole(&mut writer.connection).await?;
-    enter(writer).await
+    enter(writer).await?;
+    writer.attached.clear();
+    attach(writer).await
 }
 
 /// Gives back what is in hand, and takes our row away.
 pub async fn leave(writer: &mut Writer) -> Result<(), sqlx::Error> {
+    if writer.worker.is_none() && writer.replays.is_empty() {
+        return Ok(());
+    }
     let mut script = Script::begin();
     if let Some(worker) = writer.worker {
         give_back(&mut script, "owner = ?", |script| {
@@ -239,9 +282,6 @@ pub async fn leave(writer: &mut Writer) -> Result<(), sqlx::Error> {
     for (queue, holder) in &writer.replays {
         script.add("DELETE FROM replay WHERE queue = ? AND holder = ?");
         script.bind(*queue).bind(*holder);
-    }
-    if writer.worker.is_none() && writer.replays.is_empty() {
-        return super::script::Script::default().run(&mut writer.connection).await.map(|_| ());
     }
     script.run_whole(&mut writer.connection).await?;
     writer.worker = None;

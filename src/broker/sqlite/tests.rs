@@ -1,6 +1,12 @@
 //! Behaviour of the whole adapter, on real files.
 
 mod basic;
+mod lease;
+mod letters;
+mod model;
+mod order;
+mod refuse;
+mod view;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -11,9 +17,9 @@ use super::super::{
     Broker, Credit, Destination, KafkaOptions, NatsOptions, Opened, Options, Publication, Queue, Role, SqliteOptions,
     Start,
 };
-use crate::broker::{Delivery, Error};
-use crate::message::{Headers, JobName, Message, Namespace, QueueName, Topic};
-use crate::time::Clock;
+use crate::broker::{Delivery, Disposition, Error, Settled};
+use crate::message::{Attempt, Failure, Headers, JobName, Message, Namespace, QueueName, Reason, Topic};
+use crate::time::{Clock, Timestamp};
 
 /// A queue of that name that hears these topics.
 pub fn queue(name: &str, topics: &[&str]) -> Queue {
@@ -109,4 +115,43 @@ pub fn body(delivery: &Delivery) -> String {
 
 pub fn bodies(deliveries: &[Delivery]) -> Vec<String> {
     deliveries.iter().map(body).collect()
+}
+
+/// Settles all, and says how each ended.
+pub async fn settle(opened: &Opened, deliveries: Vec<Delivery>, disposition: &Disposition) -> Vec<Settled> {
+    let batch = deliveries.into_iter().map(|delivery| delivery.settle(disposition.clone())).collect();
+    opened.settler.settle(batch).await
+}
+
+pub fn dead(reason: Reason, event_id: &str) -> Disposition {
+    let now = Clock::System.now();
+    Disposition::DeadLetter {
+        reason,
+        failure: Failure::new("kind", "text", now, now),
+        attempts: 1,
+        event_id: Some(event_id.to_owned()),
+        job: JobName::new("job").expect("a name"),
+    }
+}
+
+pub fn retry_at(at: Timestamp, attempt: u32) -> Disposition {
+    let failure = Some(Failure::new("kind", "text", at, at));
+    Disposition::Retry { at, attempt: Attempt::new(attempt).expect("not 0"), failure, unroutable_since: None }
+}
+
+/// A connection beside all others, to look at the file or to play a trick on it.
+pub async fn beside(path: &Path, sql: &'static str) -> i64 {
+    use sqlx::{ConnectOptions, Row};
+    let mut connection = sqlx::sqlite::SqliteConnectOptions::new().filename(path).connect().await.expect("connects");
+    let row = sqlx::query(sql).fetch_optional(&mut connection).await.expect("runs");
+    row.map_or(0, |row| row.try_get(0).unwrap_or(0))
+}
+
+/// Waits until it holds, at most five seconds.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "{what} in time");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

@@ -60,6 +60,10 @@ pub struct Writer {
     pub directory: Directory,
     /// The other workers.
     pub peers: Peers,
+    /// What this process works: names and slots, as the engine says.
+    pub slots: Vec<(String, i64)>,
+    /// The same as the file says: numbers and slots.
+    pub attached: Vec<(i64, i64)>,
     /// Replays that this process holds the right to: queue and holder.
     pub replays: BTreeMap<i64, i64>,
     stations: BTreeMap<i64, Station>,
@@ -165,6 +169,8 @@ impl Writer {
             lease: start.lease,
             directory: Directory::default(),
             peers: Peers::new(now),
+            slots: Vec::new(),
+            attached: Vec::new(),
             replays: BTreeMap::new(),
             stations: BTreeMap::new(),
             channels: HashMap::new(),
@@ -230,8 +236,11 @@ impl Writer {
     async fn accept(&mut self, command: Command) {
         self.housekeeping.busy();
         match command {
-            // That a desk has a wish is seen on the desk.
-            Command::Want(_) => {}
+            // That a desk has a wish is seen on the desk. Another process may have written since the last one.
+            Command::Want => {
+                self.poll = POLL.0;
+                self.poll_at = Instant::now();
+            }
             Command::Settle(items) => self.pending.items.extend(items),
             Command::Mark { desk, events, reply } => self.pending.marks.push((desk, events, reply)),
             Command::Release { queue, event } => self.pending.released.push((queue, event)),
@@ -253,6 +262,9 @@ impl Writer {
             .await
             .map_err(|error| fault::explain(&error, &self.path))?;
         let id = self.directory.queues[queue.name.as_str()].id;
+        register::attach_also(self, queue.name.as_str(), queue.slots.get() as i64)
+            .await
+            .map_err(|error| fault::explain(&error, &self.path))?;
         if let Some(station) = self.stations.get(&id) {
             station.desk.reopen();
             return Ok(station.desk.clone());

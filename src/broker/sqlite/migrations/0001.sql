@@ -22,7 +22,8 @@ CREATE TABLE queue (
     ordered     INTEGER NOT NULL,
     max_crashes INTEGER NOT NULL,
     keep_dead   INTEGER,
-    created     INTEGER NOT NULL
+    created     INTEGER NOT NULL,
+    forgotten   INTEGER NOT NULL DEFAULT 0
 );
 
 CREATE TABLE subscription (topic INTEGER NOT NULL, queue INTEGER NOT NULL, PRIMARY KEY (topic, queue)) WITHOUT ROWID;

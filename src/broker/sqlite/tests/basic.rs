@@ -1,9 +1,6 @@
 //! The thin path: publish, receive, settle.
 
 use super::*;
-use crate::broker::{Disposition, Settled};
-use crate::message::{Attempt, Failure, Reason};
-use crate::time::Timestamp;
 
 #[tokio::test]
 async fn what_is_published_is_handed_over_once_and_ends_with_its_ack() {

@@ -1,0 +1,202 @@
+//! Leases and crashes: who may run what, and what counts against a job.
+//!
+//! Two connections of this process stand for two processes. A kill is played by giving the worker's row the birth
+//! of another process; a freeze by letting its lease run out under it.
+
+use super::*;
+
+const KILLED: &str = "UPDATE worker SET born = born - 1 WHERE name = 'one'";
+const FROZEN: &str = "UPDATE worker SET lease = 0 WHERE name = 'one'";
+const FROZEN_OUT_OF_SIGHT: &str = "UPDATE worker SET lease = 0, pidns = 1 WHERE name = 'one'";
+
+async fn named(path: &Path, name: &str, queue: &Queue) -> (Arc<dyn Broker>, Opened) {
+    let mut options = options(Role::Worker, std::slice::from_ref(queue));
+    options.worker = name.into();
+    let broker = connect(path, options).await;
+    let opened = broker.open(queue).await.expect("opens");
+    (broker, opened)
+}
+
+#[tokio::test]
+async fn what_a_killed_worker_ran_goes_to_another_at_once_and_counts_as_a_crash() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    let (_two, mut second) = named(&path, "two", &q).await;
+    publish(&one, "t", &["a", "b"]).await;
+    let mut held = receive(&mut first, 2).await;
+    let lost = held[0].lost();
+    assert!(!lost.is_cancelled());
+    beside(&path, KILLED).await;
+    let again = receive(&mut second, 2).await;
+    assert_eq!(bodies(&again), ["a", "b"]);
+    assert!(again.iter().all(|delivery| delivery.needs_mark && !delivery.suspect && !delivery.condemned));
+    // The first one is still there, and learns it when it next writes.
+    let late = held.pop().expect("two");
+    assert_eq!(settle(&first, vec![late], &Disposition::Ack).await, [Settled::Stale]);
+    assert!(lost.is_cancelled());
+    assert_eq!(settle(&second, again, &Disposition::Ack).await, [Settled::Stored, Settled::Stored]);
+    assert_eq!(beside(&path, "SELECT count(*) FROM event").await, 0);
+}
+
+#[tokio::test]
+async fn a_crash_is_counted_up_to_suspicion_isolation_and_condemnation() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    publish(&one, "t", &["a", "b", "c"]).await;
+    let held = receive(&mut first, 2).await;
+    assert!(held.iter().all(|delivery| !delivery.needs_mark));
+    beside(&path, KILLED).await;
+    let (two, mut second) = named(&path, "one", &q).await;
+    let held_twice = receive(&mut second, 2).await;
+    assert_eq!(bodies(&held_twice), ["a", "b"]);
+    // Only one of them is marked: the other never began.
+    let a = &held_twice[0];
+    assert!(a.needs_mark);
+    assert_eq!(second.settler.mark(&[a]).await, [true]);
+    beside(&path, "UPDATE worker SET born = born - 1 WHERE id = (SELECT max(id) FROM worker)").await;
+    let (three, mut third) = named(&path, "three", &q).await;
+    let shy = Credit { suspect: false, ..credit(8) };
+    let got =
+        tokio::time::timeout(Duration::from_secs(5), third.source.receive(shy)).await.expect("b and c").expect("ok");
+    assert_eq!(bodies(&got), ["b", "c"]);
+    let suspect = receive(&mut third, 8).await;
+    assert_eq!(bodies(&suspect), ["a"]);
+    assert!(suspect[0].suspect && suspect[0].needs_mark && !suspect[0].condemned);
+    assert_eq!(suspect[0].lane(), crate::broker::Lane::Fresh);
+    assert_eq!(third.settler.mark(&[&suspect[0]]).await, [true]);
+    beside(&path, "UPDATE worker SET born = born - 1 WHERE name = 'three'").await;
+    let (_four, mut fourth) = named(&path, "four", &q).await;
+    let got = receive(&mut fourth, 8).await;
+    assert_eq!(bodies(&got), ["a", "b", "c"]);
+    assert!(got[0].condemned && !got[0].suspect);
+    assert!(!got[1].condemned && !got[1].suspect);
+    drop((held, held_twice, suspect));
+    drop((one, two, three));
+}
+
+#[tokio::test]
+async fn a_release_and_a_drain_count_nothing_and_are_prompt() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    let (_two, mut second) = named(&path, "two", &q).await;
+    publish(&one, "t", &["a", "b"]).await;
+    let held = receive(&mut first, 1).await;
+    assert_eq!(settle(&first, held, &Disposition::Release).await, [Settled::Stored]);
+    let held = receive(&mut first, 2).await;
+    first.source.stop().await;
+    drop(held);
+    one.close().await;
+    let got = receive(&mut second, 2).await;
+    assert_eq!(bodies(&got), ["a", "b"]);
+    assert!(got.iter().all(|delivery| !delivery.needs_mark && delivery.attempt().get() == 1));
+    assert_eq!(beside(&path, "SELECT count(*) FROM worker").await, 1);
+}
+
+#[tokio::test]
+async fn a_worker_frozen_past_its_lease_did_not_crash_and_its_late_success_ends_a_waiting_job() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    publish(&one, "t", &["a", "b", "c"]).await;
+    let held = receive(&mut first, 3).await;
+    beside(&path, FROZEN).await;
+    let (_two, mut second) = named(&path, "two", &q).await;
+    let taken = receive(&mut second, 1).await;
+    assert_eq!(bodies(&taken), ["a"]);
+    assert!(!taken[0].needs_mark, "no crash was counted");
+    let mut held = held.into_iter();
+    let (a, b, c) = (held.next().expect("a"), held.next().expect("b"), held.next().expect("c"));
+    // `a` runs elsewhere: it stays theirs. `b` waits: a success ends it. A failure of `c` changes nothing.
+    assert_eq!(settle(&first, vec![a, b], &Disposition::Ack).await, [Settled::Stale, Settled::Stale]);
+    let late = retry_at(Clock::System.now(), 2);
+    let settled = settle(&first, vec![c], &late).await;
+    assert!(settled == [Settled::Stale] || settled == [Settled::Stored], "{settled:?}");
+    assert_eq!(settle(&second, taken, &Disposition::Ack).await, [Settled::Stored]);
+    assert_eq!(beside(&path, "SELECT count(*) FROM event").await, 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_others_cannot_see_is_doubted_and_takes_the_crash_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    publish(&one, "t", &["a"]).await;
+    let held = receive(&mut first, 1).await;
+    beside(&path, FROZEN_OUT_OF_SIGHT).await;
+    let (two, mut second) = named(&path, "two", &q).await;
+    let taken = receive(&mut second, 1).await;
+    assert!(taken[0].needs_mark, "a crash was counted, in doubt");
+    assert_eq!(beside(&path, "SELECT sum(crashes) FROM record").await, 1);
+    publish(&one, "t", &["b"]).await;
+    let failed = settle(&first, held, &retry_at(Clock::System.now(), 2)).await;
+    assert_eq!(failed, [Settled::Stale]);
+    assert_eq!(beside(&path, "SELECT sum(crashes) FROM record").await, 0);
+    drop(taken);
+    two.close().await;
+}
+
+#[tokio::test]
+async fn what_this_process_still_runs_joins_that_run() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    publish(&one, "t", &["a"]).await;
+    let held = receive(&mut first, 1).await;
+    beside(&path, FROZEN).await;
+    let (two, second) = named(&path, "two", &q).await;
+    two.close().await;
+    drop(second);
+    assert_eq!(beside(&path, "SELECT count(*) FROM fresh").await, 1);
+    // The first one wakes, finds its own job waiting, and does not run it twice.
+    publish(&one, "t", &["b"]).await;
+    let more = receive(&mut first, 8).await;
+    assert_eq!(bodies(&more), ["b"]);
+    assert_eq!(settle(&first, held, &Disposition::Ack).await, [Settled::Stored]);
+    assert_eq!(settle(&first, more, &Disposition::Ack).await, [Settled::Stored]);
+    assert_eq!(beside(&path, "SELECT count(*) FROM event").await, 0);
+}
+
+#[tokio::test]
+async fn leases_are_renewed_while_their_worker_lives() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let mut options = options(Role::Worker, std::slice::from_ref(&q));
+    options.lease = Duration::from_millis(300);
+    let broker = connect(&path, options).await;
+    let before = beside(&path, "SELECT lease FROM worker").await;
+    until("the lease is renewed", || async { beside(&path, "SELECT lease FROM worker").await > before }).await;
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn a_dropped_receive_loses_nothing_and_the_credit_is_never_exceeded() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let (broker, mut opened) = worker(&path, &queue("q", &["t"])).await;
+    let all: Vec<String> = (0..50).map(|n| n.to_string()).collect();
+    publish(&broker, "t", &all.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut got = Vec::new();
+    while got.len() < 50 {
+        tokio::select! {
+            biased;
+            received = opened.source.receive(credit(7)) => {
+                let received = received.expect("works");
+                assert!(received.len() <= 7);
+                got.extend(received);
+            }
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    assert_eq!(bodies(&got), all);
+    assert_eq!(settle(&opened, got, &Disposition::Ack).await, vec![Settled::Stored; 50]);
+}
