@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Once};
+use std::sync::Once;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -15,8 +15,10 @@ use tokio::time::Instant;
 use super::outcome::Outcome;
 use super::pool::Queue;
 use super::route::Route;
-use crate::broker::{Delivery, Lost};
+use crate::broker::Lost;
 use crate::handler::{self, Context, Output, Threading};
+use crate::message::attribute::TRACEPARENT;
+use crate::telemetry::events;
 
 type Answer = Result<Output, handler::Error>;
 
@@ -56,27 +58,33 @@ impl Future for Attempt {
 }
 
 /// Drives an attempt that pended, or one that is to be a task from the start, to its outcome.
-pub async fn drive(queue: &Queue, route: &Route, attempt: Attempt, cx: &Context, lost: Option<Lost>) -> Outcome {
+pub async fn drive(queue: &Queue, route: &Route, attempt: Attempt, cx: &Context, lost: Lost) -> Outcome {
     match route.threading {
         Threading::Async => drive_async(queue, route, attempt, cx, lost).await,
         Threading::Blocking => drive_blocking(queue, route, attempt, cx).await,
     }
 }
 
-async fn drive_async(queue: &Queue, route: &Route, mut attempt: Attempt, cx: &Context, lost: Option<Lost>) -> Outcome {
-    let lost = async {
-        match &lost {
-            Some(lost) => lost.cancelled().await,
-            None => std::future::pending().await,
+async fn drive_async(queue: &Queue, route: &Route, mut attempt: Attempt, cx: &Context, lost: Lost) -> Outcome {
+    let mut told = false;
+    let ended = loop {
+        // A finished handler first: what it did counts, whatever else happened in the same instant.
+        tokio::select! {
+            biased;
+            outcome = &mut attempt => return outcome,
+            () = queue.pool.shutdown.work.cancelled() => break Outcome::Interrupted,
+            () = lost.cancelled(), if !told => {
+                say_lost(cx);
+                // Under key order somebody else may run the key's next job. Otherwise it is told and runs on: a late
+                // success may still end the job.
+                if queue.spec.ordered {
+                    break Outcome::Interrupted;
+                }
+                told = true;
+                cx.cancel();
+            }
+            () = until(cx.deadline()) => break Outcome::TimedOut { limit: route.timeout },
         }
-    };
-    // A finished handler first: what it did counts, whatever else happened in the same instant.
-    let ended = tokio::select! {
-        biased;
-        outcome = &mut attempt => return outcome,
-        () = queue.pool.shutdown.work.cancelled() => Outcome::Interrupted,
-        () = lost => Outcome::Interrupted,
-        () = until(cx.deadline()) => Outcome::TimedOut { limit: route.timeout },
     };
     if !cx.cancel() {
         return ended;
@@ -86,6 +94,13 @@ async fn drive_async(queue: &Queue, route: &Route, mut attempt: Attempt, cx: &Co
         Ok(Outcome::Done) => Outcome::Done,
         _ => ended,
     }
+}
+
+fn say_lost(cx: &Context) {
+    let trace_id = cx.event().headers.get_str_ignore_case(TRACEPARENT).and_then(events::trace_id);
+    let run =
+        events::Run { queue: cx.queue(), job: cx.job(), event_id: cx.event_id(), attempt: cx.attempt(), trace_id };
+    events::LeaseLost { run }.emit();
 }
 
 /// The future blocks at its first poll, so it gets a thread. Nothing can stop it: once its time is over it is told,
@@ -131,11 +146,6 @@ async fn until(deadline: Option<Instant>) {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-/// The lost lease is watched only where it ends the run: under key order somebody else may run the key's next job.
-pub fn lost(queue: &Arc<Queue>, delivery: &Delivery) -> Option<Lost> {
-    queue.spec.ordered.then(|| delivery.lost())
 }
 
 thread_local! {

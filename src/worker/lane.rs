@@ -251,6 +251,7 @@ async fn give_way(queue: &Arc<Queue>, jobs: usize) {
     };
     // A source that waits a moment with its credit is no idle one.
     tokio::time::sleep(Duration::from_millis(5)).await;
+    queue.consuming.store(true, Ordering::Release);
     while !must() {
         tokio::select! {
             biased;
@@ -425,7 +426,7 @@ async fn run(
             }
         };
         match attempt {
-            Ok(attempt) => execute::drive(queue, route, attempt, &cx, execute::lost(queue, &delivery)).await,
+            Ok(attempt) => execute::drive(queue, route, attempt, &cx, delivery.lost()).await,
             Err(outcome) => outcome,
         }
     };

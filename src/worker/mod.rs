@@ -43,9 +43,9 @@ use crate::telemetry::meter::{QueueMeter, Why};
 use crate::time::Clock;
 
 /// From the end of the grace to leaving whatever still runs.
-const LEAVE_WITHIN: Duration = Duration::from_millis(2_500);
+const LEAVE_WITHIN: Duration = Duration::from_millis(1_800);
 /// What a second signal leaves for giving back.
-const FORCED_WITHIN: Duration = Duration::from_millis(150);
+const FORCED_WITHIN: Duration = Duration::from_millis(60);
 
 /// What a worker needs to know; see INTERFACE 2 `[worker]`.
 #[derive(Clone, Debug)]
