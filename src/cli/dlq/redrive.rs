@@ -46,7 +46,7 @@ Examples:
   windlass dlq replay invoice --all --rate 20/s
   windlass dlq replay invoice --error 'no report' --since 2h --dry-run
   windlass dlq replay invoice 7Fq2 --body @mended.json
-  windlass dlq list invoice --json | jq -r 'select(.attempts<3).id' | windlass dlq replay invoice -
+  windlass dlq list --json invoice | jq 'select(.attempts<3)' -c | windlass dlq replay invoice -
 
 What is replayed is decided once, at the start. Each letter is stored on its queue under the same
 event id, at attempt 1, before it is removed. After a kill, run the same command again: what was
