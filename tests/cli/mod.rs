@@ -1,9 +1,11 @@
 //! The binary as a person or a script meets it: verbs, flags, exit codes, stdout, stderr.
 
-#![allow(dead_code)]
-
+mod dead;
 mod face;
+mod publish;
 mod setup;
+mod terminal;
+mod work;
 
 use std::ffi::OsStr;
 use std::io::Write;

@@ -1,0 +1,202 @@
+//! `publish`, `enqueue`, `status`, `queues`.
+
+use super::{Place, keys, objects};
+
+#[test]
+fn publish_prints_the_id_that_the_broker_confirmed() {
+    let place = Place::new();
+    let given = place.run(["publish", "reports.finalized", "{\"a\":1}", "--id", "evt 1"]);
+    assert_eq!((given.code, given.out.as_str(), given.err.as_str()), (0, "evt 1\n", ""), "{given:?}");
+    let made = place.ok(["publish", "reports.finalized", "{}"]);
+    assert_eq!(made.trim().len(), 36, "a UUID: {made}");
+    let json = place.ok(["publish", "reports.finalized", "{}", "--id", "x", "-o", "json"]);
+    assert_eq!(json, "{\"id\":\"x\",\"topic\":\"reports.finalized\",\"queues\":2}\n");
+    assert_eq!(place.figure("invoice", "ready"), 3);
+    assert_eq!(place.figure("analytics", "ready"), 3);
+    assert_eq!(place.figure("nightly", "ready"), 0);
+}
+
+#[test]
+fn bodies_come_from_three_places() {
+    let place = Place::new();
+    place.write("body.json", "{\"a\":1}");
+    place.ok(["publish", "reports.finalized", "@body.json"]);
+    assert_eq!(place.feed(["publish", "reports.finalized", "-"], b"{}").code, 0);
+    assert_eq!(place.feed(["pub", "reports.finalized"], b"{}").code, 0);
+    assert_eq!(place.run(["publish", "reports.finalized", "--empty"]).code, 0);
+    // Nothing at all is not meant to be an empty body.
+    let empty = place.feed(["publish", "reports.finalized"], b"");
+    assert_eq!(empty.code, 2, "{empty:?}");
+    assert!(empty.err.contains("--empty"), "{empty:?}");
+    assert_eq!(place.run(["publish", "reports.finalized", "@absent.json"]).code, 1);
+    assert_eq!(place.figure("invoice", "ready"), 4);
+}
+
+#[test]
+fn a_topic_that_no_queue_hears_is_refused() {
+    let place = Place::new();
+    let left = place.run(["publish", "reports.finalised", "1"]);
+    assert_eq!((left.code, left.out.as_str()), (1, ""), "{left:?}");
+    assert!(left.err.contains("reports.finalized"), "names the nearest: {left:?}");
+    place.ok(["publish", "reports.finalised", "1", "--allow-unheard"]);
+}
+
+#[test]
+fn lines_are_events() {
+    let place = Place::new();
+    let text = "{\"n\":1}\n\n{\"n\":2}\n{\"n\":3}\n";
+    let left = place.feed(["publish", "reports.finalized", "-", "--lines", "--json"], text.as_bytes());
+    assert_eq!(left.code, 0, "{left:?}");
+    let ids: std::collections::HashSet<String> =
+        objects(&left.out).iter().map(|event| event["id"].as_str().expect("an id").to_owned()).collect();
+    assert_eq!(ids.len(), 3);
+    let rest = place.feed(["publish", "reports.finalized", "-", "--lines", "--skip", "3"], text.as_bytes());
+    assert_eq!((rest.code, rest.out.lines().count()), (0, 1), "{rest:?}");
+    let stopped = place.feed(["publish", "nobody.hears", "-", "--lines"], text.as_bytes());
+    assert_eq!((stopped.code, stopped.out.as_str()), (1, ""), "{stopped:?}");
+    assert!(stopped.err.contains("line 1: ") && stopped.err.contains("--skip 0"), "{stopped:?}");
+    assert_eq!(place.figure("invoice", "ready"), 4);
+    // Many: stored in batches, and all of them.
+    let many: String = (0..1_000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    let left = place.feed(["publish", "reports.finalized", "-", "--lines"], many.as_bytes());
+    assert_eq!((left.code, left.out.lines().count()), (0, 1_000));
+    assert_eq!(place.figure("invoice", "ready"), 1_004);
+}
+
+#[test]
+fn doubtful_bodies_are_mentioned() {
+    let place = Place::new();
+    let left = place.run(["publish", "reports.finalized", "{\"a\":"]);
+    assert_eq!(left.code, 0, "{left:?}");
+    assert!(left.err.contains("looks like JSON and is not"), "{left:?}");
+    let bare = place.feed(["publish", "reports.finalized", "--bare"], b"\xff\xfe");
+    assert_eq!((bare.code, bare.out.as_str()), (0, "-\n"), "{bare:?}");
+    assert!(bare.err.contains("not UTF-8"), "{bare:?}");
+    let json = place.ok(["publish", "reports.finalized", "1", "--bare", "--json"]);
+    assert_eq!(json, "{\"id\":null,\"topic\":\"reports.finalized\",\"queues\":2}\n");
+}
+
+#[test]
+fn a_dry_run_stores_nothing() {
+    let place = Place::new();
+    place.ok(["publish", "reports.finalized", "1"]);
+    let left = place.run(["publish", "reports.finalized", "1", "--dry-run", "--json"]);
+    assert_eq!(left.code, 0, "{left:?}");
+    assert_eq!(objects(&left.out)[0]["queues"], 2);
+    assert_eq!(place.run(["publish", "reports.finalised", "1", "--dry-run"]).code, 1);
+    place.ok(["enqueue", "nightly", "1", "--dry-run"]);
+    assert_eq!((place.figure("invoice", "ready"), place.figure("nightly", "ready")), (1.into(), 0.into()));
+}
+
+#[test]
+fn enqueue_is_for_one_queue() {
+    let place = Place::new();
+    let now = place.ok(["enqueue", "nightly", "{}", "--id", "j1", "--json"]);
+    assert_eq!(now, "{\"id\":\"j1\",\"queue\":\"nightly\",\"not_before\":null}\n");
+    let later = place.json(["enqueue", "nightly", "{}", "--in", "10m"]);
+    assert!(later[0]["not_before"].as_str().is_some_and(|at| at.ends_with('Z')), "{later:?}");
+    let at = place.json(["enqueue", "nightly", "--empty", "--at", "2036-12-01T06:00:00Z"]);
+    assert_eq!(at[0]["not_before"], "2036-12-01T06:00:00.000Z");
+    place.ok(["enqueue", "nightly", "{}", "--job", "sleep", "-k", "k", "-H", "x-a: 1", "--expires", "1h"]);
+    assert_eq!(place.figure("nightly", "ready"), 2);
+    assert_eq!(place.figure("nightly", "scheduled"), 2);
+    assert_eq!(place.figure("invoice", "ready"), 0);
+    let unknown = place.run(["enqueue", "nigthly", "{}"]);
+    assert_eq!((unknown.code, unknown.out.as_str()), (1, ""), "{unknown:?}");
+    assert!(unknown.err.contains("nightly"), "{unknown:?}");
+}
+
+#[test]
+fn enqueue_finds_a_queue_that_only_the_broker_knows() {
+    let place = Place::new();
+    place.ok(["publish", "reports.finalized", "1"]);
+    std::fs::remove_file(place.path().join("windlass.toml")).expect("removed");
+    place.ok(["enqueue", "invoice", "1"]);
+    assert_eq!(place.run(["enqueue", "other", "1"]).code, 1);
+    assert_eq!(place.figure("invoice", "ready"), 2);
+}
+
+#[test]
+fn status_has_the_shape() {
+    let place = Place::new();
+    place.ok(["publish", "reports.finalized", "1"]);
+    let text = place.ok(["status", "--json"]);
+    assert_eq!(text.lines().count(), 1);
+    assert_eq!(keys(&text), ["broker", "queues"]);
+    let status = &objects(&text)[0];
+    assert_eq!(status["broker"], "sqlite://windlass.db");
+    let names: Vec<_> = status["queues"].as_array().expect("an array").iter().map(|q| q["name"].clone()).collect();
+    assert_eq!(names, ["analytics", "invoice", "nightly"]);
+    let queue = serde_json::to_string(&status["queues"][0]).expect("JSON");
+    let at = text.find("{\"name\"").expect("a queue");
+    let queue_text = &text[at..=at + text[at..].find('}').expect("its end")];
+    assert_eq!(
+        keys(queue_text),
+        [
+            "name",
+            "ready",
+            "running",
+            "retrying",
+            "scheduled",
+            "dead",
+            "oldest_age_s",
+            "dead_oldest_age_s",
+            "workers",
+            "slots",
+            "paused"
+        ],
+        "{queue}"
+    );
+    let table = place.ok(["status", "invoice"]);
+    assert!(table.contains("QUEUE") && table.contains("invoice") && !table.contains("nightly"), "{table}");
+    assert!(!table.contains('\x1b'), "no colour off a terminal: {table:?}");
+    assert_eq!(place.run(["status", "absent"]).code, 1);
+}
+
+#[test]
+fn fail_if_leaves_with_1() {
+    let place = Place::new();
+    place.ok(["publish", "reports.finalized", "1"]);
+    place.ok(["status", "--fail-if", "dead>0,ready>10000,age>5m"]);
+    let left = place.run(["status", "--fail-if", "dead>0,ready>=1", "--json"]);
+    assert_eq!(left.code, 1, "{left:?}");
+    assert_eq!(objects(&left.out).len(), 1, "the data is there all the same");
+    assert!(left.err.contains("invoice: ready>=1 (it is 1)"), "{left:?}");
+    assert_eq!(place.run(["status", "--fail-if", "workers<1"]).code, 1);
+    place.ok(["status", "nightly", "--fail-if", "ready>=1"]);
+    // --watch ends where a condition holds.
+    assert_eq!(place.run(["status", "--watch=100ms", "--fail-if", "ready>0"]).code, 1);
+}
+
+#[test]
+fn queues_are_listed_and_forgotten() {
+    let place = Place::new();
+    place.ok(["publish", "reports.finalized", "1"]);
+    let queues = place.json(["queues", "list"]);
+    let shown: Vec<_> = queues.iter().map(|q| (q["name"].clone(), q["topics"].clone())).collect();
+    assert_eq!(shown[1], ("invoice".into(), serde_json::json!(["reports.finalized"])), "{shown:?}");
+    assert!(place.ok(["queues", "ls"]).contains("nightly"));
+    assert_eq!(place.run(["queues", "forget", "absent"]).code, 1);
+    let left = place.run(["queues", "forget", "invoice"]);
+    assert_ne!(left.code, 0, "it holds a job: {left:?}");
+    assert!(left.err.contains("--yes"), "{left:?}");
+    place.ok(["queues", "forget", "invoice", "--dry-run"]);
+    assert_eq!(place.figure("invoice", "ready"), 1);
+    let gone = place.json(["queues", "forget", "invoice", "--yes"]);
+    assert_eq!(gone[0], serde_json::json!({"queue": "invoice", "jobs": 1, "dry_run": false}));
+    assert_eq!(place.run(["status", "invoice"]).code, 1);
+}
+
+#[test]
+fn doctor_speaks_in_findings() {
+    let place = Place::new();
+    place.ok(["publish", "reports.finalized", "1"]);
+    let left = place.run(["doctor", "--json"]);
+    assert!(left.code == 0, "{left:?}");
+    for line in left.out.lines() {
+        assert_eq!(keys(line), ["severity", "subject", "finding", "fix"]);
+    }
+    assert!(left.out.contains("synchronous") || !left.out.contains("\"error\""));
+    let normal = place.run(["doctor", "--set", "sqlite.synchronous=normal"]);
+    assert!(normal.out.contains("sqlite.synchronous"), "{normal:?}");
+}
