@@ -84,7 +84,7 @@ fn of_queue(families: &BTreeMap<String, Family>, queue: &str) -> BTreeMap<String
 fn every_family_is_there_from_the_start_with_help_and_type() {
     let queue = QueueName::new("exposition-start").expect("valid");
     let job = JobName::new("quote\"and\\slash").expect("valid");
-    let _meter = QueueMeter::new(&queue, &[job]);
+    let _meter = QueueMeter::new(&queue, &job, &[]);
     let families = parse(&render());
     for (name, kind, help) in FAMILIES {
         let family = families.get(name).unwrap_or_else(|| panic!("{name} is missing"));
@@ -127,7 +127,7 @@ fn every_family_is_there_from_the_start_with_help_and_type() {
 fn figures_arrive_and_buckets_are_cumulative() {
     let queue = QueueName::new("exposition-figures").expect("valid");
     let job = JobName::new("j").expect("valid");
-    let meter = QueueMeter::new(&queue, std::slice::from_ref(&job));
+    let meter = QueueMeter::new(&queue, &job, &[]);
     let mut tally = meter.tally(&job);
     for millis in [0, 1, 2, 40, 40, 5_000, 4_000_000] {
         tally.record(OutcomeLabel::Done, Duration::from_millis(millis), Duration::from_millis(millis));

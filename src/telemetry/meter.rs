@@ -2,8 +2,8 @@
 //! the shared meter once a batch.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Counter, Gauge};
@@ -129,13 +129,22 @@ pub struct QueueMeter {
     other: Arc<JobMeter>,
 }
 
-/// The figures of one job of one queue.
+/// The figures of one job of one queue, which are shown from its first attempt in this queue on.
 struct JobMeter {
+    queue: QueueName,
+    job: Arc<str>,
+    /// Whether it ever runs; [`OTHER`] does not.
+    runs: bool,
+    shown: OnceLock<Shown>,
+}
+
+/// What a job has measured.
+struct Shown {
     outcomes: [Counter; OutcomeLabel::ALL.len()],
     retries: Counter,
     dead: [Counter; Reason::ALL.len()],
     last_success: Gauge,
-    /// `None` for [`OTHER`], which never runs.
+    /// `None` where it never runs.
     times: Option<Times>,
     /// The same counts once more, for the summary: a counter cannot be read back.
     done: AtomicU64,
@@ -167,9 +176,17 @@ pub struct Totals {
 }
 
 impl QueueMeter {
-    /// The meter of a queue that runs these jobs; every label set of it is present at 0 from here on.
-    pub fn new(queue: &QueueName, jobs: &[JobName]) -> Arc<Self> {
+    /// The meter of a queue that runs `own` unless an event names another one of `jobs`. Every label set of the queue
+    /// and of `own` is present at 0 from here on; those of the others appear when such a job first runs here, for most
+    /// never do, and queues times jobs are many.
+    pub fn new(queue: &QueueName, own: &JobName, jobs: &[JobName]) -> Arc<Self> {
         let name = queue.as_str();
+        let meter = |job: &JobName| (job.clone(), Arc::new(JobMeter::new(queue, job.shared(), true)));
+        let jobs: HashMap<_, _> = jobs.iter().chain([own]).map(meter).collect();
+        let other = JobMeter::new(queue, OTHER.into(), false);
+        for shown in [&jobs[own], &other] {
+            shown.show();
+        }
         let here = [("queue", name)];
         Arc::new(Self {
             queue: queue.clone(),
@@ -182,8 +199,8 @@ impl QueueMeter {
             redeliveries: counter("windlass_redeliveries_total", &here),
             dead_expired: counter("windlass_dead_letters_expired_total", &here),
             settle: histogram("windlass_settle_duration_seconds", &here),
-            jobs: jobs.iter().map(|job| (job.clone(), Arc::new(JobMeter::new(name, job.as_str(), true)))).collect(),
-            other: Arc::new(JobMeter::new(name, OTHER, false)),
+            jobs,
+            other: Arc::new(other),
         })
     }
 
@@ -220,14 +237,14 @@ impl QueueMeter {
 
     /// `job_retries_total`
     pub fn add_retries(&self, job: &JobName, count: u64) {
-        let job = self.job(job);
+        let job = self.job(job).show();
         job.retries.increment(count);
         job.retried.fetch_add(count, Relaxed);
     }
 
     /// `dead_letters_total`
     pub fn add_dead(&self, job: &JobName, reason: Reason) {
-        let job = self.job(job);
+        let job = self.job(job).show();
         job.dead[reason as usize].increment(1);
         job.dead_lettered.fetch_add(1, Relaxed);
     }
@@ -261,7 +278,7 @@ impl QueueMeter {
     /// What was counted so far.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals { in_flight: self.running.load(Relaxed), ..Totals::default() };
-        for job in self.jobs.values().chain([&self.other]) {
+        for job in self.jobs.values().chain([&self.other]).filter_map(|job| job.shown.get()) {
             totals.done += job.done.load(Relaxed);
             totals.ended += job.ended.load(Relaxed);
             totals.retried += job.retried.load(Relaxed);
@@ -279,6 +296,16 @@ impl QueueMeter {
 }
 
 impl JobMeter {
+    fn new(queue: &QueueName, job: Arc<str>, runs: bool) -> Self {
+        Self { queue: queue.clone(), job, runs, shown: OnceLock::new() }
+    }
+
+    fn show(&self) -> &Shown {
+        self.shown.get_or_init(|| Shown::new(self.queue.as_str(), &self.job, self.runs))
+    }
+}
+
+impl Shown {
     fn new(queue: &str, job: &str, runs: bool) -> Self {
         let here = [("queue", queue), ("job", job)];
         let with = |name, value| [("queue", queue), ("job", job), (name, value)];
@@ -328,22 +355,23 @@ impl JobTally {
             return;
         }
         let mut touched = std::mem::take(&mut self.touched);
+        let job = self.job.show();
         let mut ended = 0;
         while touched != 0 {
             let outcome = touched.trailing_zeros() as usize;
             touched &= touched - 1;
             let count = u64::from(std::mem::take(&mut self.outcomes[outcome]));
             ended += count;
-            self.job.outcomes[outcome].increment(count);
+            job.outcomes[outcome].increment(count);
             if outcome == OutcomeLabel::Done as usize {
-                self.job.done.fetch_add(count, Relaxed);
+                job.done.fetch_add(count, Relaxed);
                 // A batch late at most, which is below what anybody alerts on.
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                self.job.last_success.set(now.as_secs_f64());
+                job.last_success.set(now.as_secs_f64());
             }
         }
-        self.job.ended.fetch_add(ended, Relaxed);
-        if let Some(times) = &self.job.times {
+        job.ended.fetch_add(ended, Relaxed);
+        if let Some(times) = &job.times {
             self.wait.flush(&times.wait);
             self.duration.flush(&times.duration);
         }
@@ -377,7 +405,7 @@ mod tests {
     fn tallies_add_up_whoever_counted_and_whenever_they_were_flushed() {
         let queue = QueueName::new("meter-adds-up").expect("valid");
         let job = JobName::new("a").expect("valid");
-        let meter = QueueMeter::new(&queue, std::slice::from_ref(&job));
+        let meter = QueueMeter::new(&queue, &job, &[]);
         let (mut one, mut two) = (meter.tally(&job), meter.tally(&job));
         for n in 0..10 {
             one.record(OutcomeLabel::Done, Duration::from_millis(n), Duration::from_millis(1));
@@ -396,7 +424,10 @@ mod tests {
     #[test]
     fn names_that_nobody_registered_share_one_label() {
         let queue = QueueName::new("meter-bounded").expect("valid");
-        let meter = QueueMeter::new(&queue, &[JobName::new("a").expect("valid")]);
+        let job = |name: &str| JobName::new(name).expect("valid");
+        let meter = QueueMeter::new(&queue, &job("a"), &[job("a"), job("b"), job("c")]);
+        meter.tally(&job("b")).record(OutcomeLabel::Done, Duration::ZERO, Duration::ZERO);
+        let _unused = meter.tally(&job("c"));
         for n in 0..1_000 {
             let job = JobName::new(&format!("made-up-{n}")).expect("valid");
             meter.tally(&job).record(OutcomeLabel::Unroutable, Duration::ZERO, Duration::ZERO);
@@ -404,6 +435,8 @@ mod tests {
         }
         let text = super::super::exposition::render();
         assert!(!text.contains("made-up"));
+        let shown = |job: &str| text.contains(&format!("{{queue=\"meter-bounded\",job=\"{job}\""));
+        assert!(shown("a") && shown("b") && !shown("c"), "a job that never ran beside the queue's own is not shown");
         let line = r#"windlass_jobs_total{queue="meter-bounded",job="other",outcome="unroutable"} 1000"#;
         assert!(text.contains(line), "{text}");
     }

@@ -179,6 +179,10 @@ impl Chunk {
     }
 }
 
+/// A broker that was asked and has neither given nor refused anything for so long has nothing: an idle queue is
+/// consuming too.
+const NOTHING_FOR: Duration = Duration::from_millis(100);
+
 /// Waits for room, then for deliveries.
 async fn receive(queue: &Arc<Queue>) {
     let mut source = queue.source.lock().await;
@@ -195,11 +199,15 @@ async fn receive(queue: &Arc<Queue>) {
     };
     queue.meter.set_paused(Why::Full, false);
     let reserved = Reserved { queue, jobs: credit.jobs };
-    // What arrived first: a change of the pool only shortens the wait.
+    // What arrived first: a change of the pool only shortens the wait. That the broker has nothing shows last.
     let answer = tokio::select! {
         biased;
         answer = source.receive(credit) => Some(answer),
         () = give_way(queue, credit.jobs) => None,
+        () = tokio::time::sleep(NOTHING_FOR), if !queue.consuming.load(Ordering::Acquire) => {
+            queue.consuming.store(true, Ordering::Release);
+            None
+        }
     };
     match answer {
         Some(Ok(deliveries)) => {

@@ -91,7 +91,7 @@ impl Worker {
         let pool = Pool::new(Admission::new(slots(config.slots), config.bytes_in_flight, &shares), shutdown, clock);
         let queues = queues.into_iter().enumerate().map(|(index, queue)| {
             let jobs: Vec<_> = queue.routes.all().iter().map(|route| route.job.clone()).collect();
-            let meter = QueueMeter::new(&queue.spec.name, &jobs);
+            let meter = QueueMeter::new(&queue.spec.name, &queue.spec.job, &jobs);
             for note in &queue.opened.notes {
                 events::QueueOpened { queue: &queue.spec.name, note }.emit();
             }
