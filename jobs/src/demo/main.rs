@@ -6,12 +6,14 @@ mod stage;
 mod tell;
 mod watch;
 
+use std::cell::Cell;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
+use tokio::sync::oneshot;
 use windlass::broker::Role;
-use windlass::shutdown::Shutdown;
 use windlass::{App, Client, app};
 use windlass_lab::Lab;
 
@@ -40,26 +42,32 @@ async fn demo() -> Result<bool, Box<dyn Error>> {
     let stage = Stage::set().await?;
     let meter = Meter::new();
 
-    // The worker, as any application embeds it: a configuration, the jobs, and when to leave.
-    let shutdown = Shutdown::default();
-    let worker = App::new(stage.config.clone(), meter.registry(Lab::at(&stage.folder)))?;
-    let leave = shutdown.clone();
-    let worker = std::thread::Builder::new().name("worker".to_owned()).spawn(move || worker.run(leave))?;
-
     // The producer: another system, which knows the topic and nothing else.
     let broker = app::connect(&stage.config, Role::Producer).await?;
     let client = Client::new(broker.publisher(), stage.config.namespace.clone());
-    tell::begin(&stage);
-    let began = Instant::now();
-    let watch = watch::until_settled(&*broker, &meter, &stage, &worker, PATIENCE);
-    let (published, settled) = futures_util::future::join(stage.publish(&client), watch).await;
-    published?;
-    settled?;
-    let took = began.elapsed();
 
-    // A drain: what runs may end, what waits stays where it is, nothing is lost.
-    shutdown.drain();
-    let tally = worker.join().map_err(|_| "the worker panicked")??;
+    // The worker, as any application embeds it: a configuration, the jobs, and when to leave.
+    let (leave, told) = oneshot::channel::<()>();
+    let app = App::new(stage.config.clone(), meter.registry(Lab::at(&stage.folder)))?;
+    let gone = Cell::new(false);
+    let worker = async {
+        // Told, or the one who would tell is gone: either way it is time to leave.
+        let tally = app.run_until(async { drop(told.await) }).await;
+        gone.set(true);
+        tally
+    };
+
+    tell::begin(&stage);
+    let story = async {
+        let began = Instant::now();
+        let watch = watch::until_settled(&*broker, &meter, &stage, &gone, PATIENCE);
+        let (published, settled) = join(stage.publish(&client), watch).await;
+        // A drain: what runs may end, what waits stays where it is, nothing is lost.
+        drop(leave);
+        published.and(settled).map(|()| began.elapsed())
+    };
+    let (tally, took) = join(worker, story).await;
+    let (tally, took) = (tally?, took?);
 
     let sound = tell::result(&stage, &meter, &tally, took).await?;
     let letters = tell::dead_letters(&*broker, &stage).await?;

@@ -1,8 +1,8 @@
 //! Shows how far it is, and says when every event has come to its end in every queue.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io::IsTerminal;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -17,11 +17,11 @@ const EVERY: Duration = Duration::from_millis(50);
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// Resolves when no queue has anything ready, running or to be retried, and each event was done or is a dead letter.
-pub async fn until_settled<T>(
+pub async fn until_settled(
     broker: &dyn Broker,
     meter: &Meter,
     stage: &Stage,
-    worker: &JoinHandle<T>,
+    gone: &Cell<bool>,
     patience: Duration,
 ) -> Result<(), Box<dyn Error>> {
     let names: Vec<_> = stage.config.queues.keys().cloned().collect();
@@ -39,7 +39,7 @@ pub async fn until_settled<T>(
             view.finish();
             return Ok(());
         }
-        if worker.is_finished() {
+        if gone.get() {
             return Err("the worker left before everything was done".into());
         }
         if began.elapsed() > patience {
