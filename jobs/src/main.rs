@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use windlass_lab::Lab;
 
 fn main() -> ExitCode {
-    let folder = std::env::var_os("LAB_FOLDER").unwrap_or_else(|| "target/demo".into());
+    // What `cargo demo` leaves behind, unless it is said.
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/demo");
+    let folder = std::env::var_os("LAB_FOLDER").unwrap_or_else(|| demo.into());
     windlass::cli::main(windlass_lab::registry(Lab::at(folder)))
 }

@@ -34,7 +34,7 @@ const BROKER: &str = "broker = \"sqlite://lab.db\"";
 
 /// A folder of its own, made anew at each start.
 pub struct Stage {
-    /// `target/demo`, absolute.
+    /// `target/demo`, or what `LAB_FOLDER` says, absolute.
     pub folder: PathBuf,
     /// `config/reports.toml`, with the queue in the folder.
     pub config: Config,
@@ -44,13 +44,9 @@ impl Stage {
     /// Clears the folder and fills it: reports, the register, the configuration.
     pub async fn set() -> Result<Self, Box<dyn Error>> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the project has no folder")?;
-        let folder = root.join("target/demo");
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(format!("{} cannot be cleared: {error}", folder.display()).into());
-            }
-            _ => fs::create_dir_all(folder.join("late"))?,
-        }
+        let folder = std::env::var_os("LAB_FOLDER").map_or_else(|| root.join("target/demo"), PathBuf::from);
+        clear(&folder).map_err(|error| format!("{} cannot be cleared: {error}", folder.display()))?;
+        fs::create_dir_all(folder.join("late"))?;
         let mut reports = report::all();
         Lab::at(&folder).furnish(&reports).await?;
         let late = Report::new(LATE, String::new()).report_id;
@@ -68,8 +64,12 @@ impl Stage {
 
     /// The folder as the person at the terminal would type it.
     pub fn shown(&self) -> String {
-        let here = std::env::current_dir().unwrap_or_default();
-        self.folder.strip_prefix(here).unwrap_or(&self.folder).display().to_string()
+        let within = std::env::current_dir().ok().and_then(|here| self.folder.strip_prefix(here).ok());
+        match within {
+            Some(within) if within.as_os_str().is_empty() => ".".to_owned(),
+            Some(within) => within.display().to_string(),
+            None => self.folder.display().to_string(),
+        }
     }
 
     /// Publishes every event and waits until the broker has confirmed each.
@@ -95,6 +95,23 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Removes what an earlier demonstration left, and nothing else.
+fn clear(folder: &Path) -> std::io::Result<()> {
+    let gone = |result: std::io::Result<()>| match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    for name in ["archive", "late", "reports"] {
+        gone(fs::remove_dir_all(folder.join(name)))?;
+    }
+    for name in ["lab.db", "queue.db"] {
+        for end in ["", "-wal", "-shm"] {
+            gone(fs::remove_file(folder.join(format!("{name}{end}"))))?;
+        }
+    }
+    gone(fs::remove_file(folder.join("reports.toml")))
 }
 
 fn event<'c>(client: &'c Client, id: &str, report: &Report) -> Draft<'c, ToTopic> {

@@ -75,18 +75,19 @@ pub async fn dead_letters(broker: &dyn Broker, stage: &Stage) -> Result<Vec<Lett
     println!("\n{} dead letters of 3 bad events ({DEAD} expected): each queue judges for itself\n", letters.len());
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["  event", "queue", "reason", "attempts", "error"]);
+    table.set_header(["event", "queue", "reason", "attempts", "error"]);
     for letter in &letters {
         let id = letter.event_id.as_deref().unwrap_or("(unreadable)");
         table.add_row([
-            &format!("  {id}"),
+            id,
             letter.queue.as_str(),
             letter.reason.as_str(),
             &letter.attempts.to_string(),
             &letter.failure.error,
         ]);
     }
-    println!("{table}");
+    // Columns are padded to their width, the last one for nothing.
+    table.lines().for_each(|line| println!(" {}", line.trim_end()));
     println!("\n  The retries were short: see `retry` in {}/reports.toml.", stage.shown());
     Ok(letters)
 }
