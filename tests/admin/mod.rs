@@ -6,6 +6,7 @@ mod guard;
 mod health;
 mod publish;
 mod steer;
+mod working;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
