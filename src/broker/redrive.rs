@@ -324,7 +324,14 @@ impl Ended {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+    use std::sync::Arc;
+
     use super::*;
+    use crate::broker::letter::tests::letter;
+    use crate::broker::{Broker, KafkaOptions, NatsOptions, Options, Queue, Role, SqliteOptions, Start, connect};
+    use crate::message::{JobName, Namespace};
+    use crate::time::{Clock, Timestamp};
 
     #[test]
     fn rates_are_read() {
@@ -337,5 +344,152 @@ mod tests {
             assert!(Rate::parse(bad).is_err(), "{bad:?} was accepted");
         }
         assert_eq!((rate("100/s").batch(), rate("1/h").batch(), rate("99999").batch()), (10, 1, BATCH));
+    }
+
+    fn name() -> QueueName {
+        QueueName::new("invoice").expect("a queue")
+    }
+
+    /// A broker in memory with letters `L0000`, `L0001`, .. of queue `invoice`, the first the oldest.
+    async fn letters(count: usize, body: usize) -> Arc<dyn Broker> {
+        let queue = Queue {
+            name: name(),
+            topics: Vec::new(),
+            job: JobName::new("invoice").expect("a job"),
+            slots: NonZeroUsize::MIN,
+            ordered: false,
+            start: Start::Earliest,
+            max_crashes: 3,
+            keep_dead: None,
+        };
+        let options = Options {
+            namespace: Namespace::new("n").expect("a namespace"),
+            namespace_set: true,
+            role: Role::Worker,
+            timeout: Duration::from_secs(5),
+            lease: Duration::from_secs(30),
+            grace: Duration::from_secs(1),
+            queues: vec![queue],
+            worker: "w".into(),
+            clock: Clock::tokio(),
+            sqlite: SqliteOptions::default(),
+            nats: NatsOptions::default(),
+            kafka: KafkaOptions::default(),
+        };
+        let broker = connect("memory://", options).await.expect("in memory");
+        add(&*broker, 0..count, body).await;
+        broker
+    }
+
+    async fn add(broker: &dyn Broker, numbers: std::ops::Range<usize>, body: usize) {
+        let letters: Vec<Letter> = numbers
+            .map(|number| {
+                let mut letter = letter(&format!("L{number:04}"), "no report");
+                letter.failure.last = letter.failure.first.after(Duration::from_secs(number as u64));
+                letter.message.body = Some(vec![b'x'; body].into());
+                letter
+            })
+            .collect();
+        for stored in broker.dead_letters().import(&letters).await {
+            stored.expect("stored");
+        }
+    }
+
+    async fn left(broker: &dyn Broker) -> Vec<String> {
+        let dead = broker.dead_letters();
+        let query = LetterQuery { queue: Some(name()), oldest_first: true, ..Default::default() };
+        dead.list(query).map(|letter| letter.expect("a letter").id).collect().await
+    }
+
+    fn fast() -> Deed {
+        Deed::Replay { rate: None, mend: Mend::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_holds() {
+        let broker = letters(250, 1).await;
+        let dead = broker.dead_letters();
+        let selection = Selection::decide(&*dead, &name(), None, &Selector::default()).await.expect("decided");
+        let began = Instant::now();
+        let mut seen = Vec::new();
+        let deed = Deed::Replay { rate: Some(Rate::DEFAULT), mend: Mend::default() };
+        let mut report = |progress: &Progress| seen.push((began.elapsed(), progress.done));
+        let ended = carry_out(&*dead, &selection, &deed, &CancellationToken::new(), &mut report).await;
+        assert_eq!((ended.progress.selected, ended.progress.done, ended.progress.failed), (250, 250, 0));
+        for (after, done) in seen {
+            // A batch is let out at the beginning of its time.
+            let allowed = after.as_secs_f64() * 100.0 + 10.0 + 1e-6;
+            assert!(done as f64 <= allowed, "{done} after {after:?}");
+        }
+        assert!(began.elapsed() >= Duration::from_millis(2_390), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_comes_later_is_not_meant() {
+        // Kept whole, and by their ids alone where they are too large for that.
+        for body in [1, KEEP / 10] {
+            let broker = letters(20, body).await;
+            let dead = broker.dead_letters();
+            let selector = Selector { limit: Some(15), ..Selector::default() };
+            let selection = Selection::decide(&*dead, &name(), None, &selector).await.expect("decided");
+            assert_eq!(matches!(selection.held, Held::Ids(_)), body > 1);
+            add(&*broker, 20..22, 1).await;
+            let ended = carry_out(&*dead, &selection, &fast(), &CancellationToken::new(), &mut |_| ()).await;
+            assert_eq!((ended.progress.selected, ended.progress.done, ended.gone), (15, 15, 0));
+            let expected: Vec<String> = (15..22).map(|number| format!("L{number:04}")).collect();
+            assert_eq!(left(&*broker).await, expected, "the oldest went");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_stops_between_batches_and_is_resumed() {
+        let broker = letters(100, 1).await;
+        let dead = broker.dead_letters();
+        let stop = CancellationToken::new();
+        let selection = Selection::decide(&*dead, &name(), None, &Selector::default()).await.expect("decided");
+        let deed = Deed::Replay { rate: Some(Rate::DEFAULT), mend: Mend::default() };
+        let mut report = |progress: &Progress| {
+            if progress.done >= 30 {
+                stop.cancel();
+            }
+        };
+        let ended = carry_out(&*dead, &selection, &deed, &stop, &mut report).await;
+        assert_eq!((ended.interrupted, ended.progress.done), (true, 30));
+        assert_eq!(left(&*broker).await.len(), 70);
+        // The old selection again: those that are gone are counted apart.
+        let ended = carry_out(&*dead, &selection, &fast(), &CancellationToken::new(), &mut |_| ()).await;
+        assert_eq!((ended.progress.done, ended.gone), (70, 30));
+        assert!(left(&*broker).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_replay_of_a_queue_at_a_time() {
+        let broker = letters(3, 1).await;
+        let dead = broker.dead_letters();
+        let selection = Selection::decide(&*dead, &name(), None, &Selector::default()).await.expect("decided");
+        let queue = name();
+        let first = dead.begin_replay(&queue).await.expect("the right");
+        let refused = carry_out(&*dead, &selection, &fast(), &CancellationToken::new(), &mut |_| ()).await;
+        assert!(refused.stopped.is_some_and(|error| error.exit_code() == 69));
+        drop(first);
+        let ended = carry_out(&*dead, &selection, &fast(), &CancellationToken::new(), &mut |_| ()).await;
+        assert_eq!(ended.progress.done, 3);
+    }
+
+    #[tokio::test]
+    async fn ids_and_selectors_narrow_each_other() {
+        let broker = letters(12, 1).await;
+        let dead = broker.dead_letters();
+        let ids = ["L0003", "L0001", "L001", "nope", "L0009", "L00"].map(str::to_owned).to_vec();
+        let selector =
+            Selector { until: Some(Timestamp::from_millis(1_763_719_200_000 + 5_000)), ..Selector::default() };
+        let selection = Selection::decide(&*dead, &name(), Some(ids), &selector).await.expect("decided");
+        let found: Vec<String> = selection.letters(&*dead).map(|letter| letter.expect("a letter").id).collect().await;
+        // L001 begins L0010 and L0011, L0009 is too young.
+        assert_eq!(found, ["L0001", "L0003"]);
+        assert_eq!(selection.unresolved.missing, ["nope"]);
+        assert_eq!(selection.unresolved.ambiguous, [("L001".to_owned(), 2), ("L00".to_owned(), 12)]);
+        let purged = carry_out(&*dead, &selection, &Deed::Purge, &CancellationToken::new(), &mut |_| ()).await;
+        assert_eq!((purged.progress.done, left(&*broker).await.len()), (2, 10));
     }
 }

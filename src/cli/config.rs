@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 
 use super::Done;
 use super::fault::{CONFIG, Fault};
-use super::output::Paint;
 use super::session::Session;
 use crate::config::{self, Config, Faults, Loaded, Source};
 use crate::handler::Registry;
@@ -84,6 +83,11 @@ pub fn load(session: &Session) -> Result<Config, Fault> {
     Ok(loaded.config)
 }
 
+/// What `config check` would warn of; nothing where the configuration cannot be read.
+pub fn cautions(session: &Session) -> Vec<config::Fault> {
+    config::load(source(session, None)).map(|loaded| loaded.cautions).unwrap_or_default()
+}
+
 fn source(session: &Session, file: Option<PathBuf>) -> Source {
     let flag = file.or_else(|| session.global.config.clone());
     let mut source = Source::new()
@@ -114,15 +118,12 @@ fn check(session: &Session, registry: &Registry, file: Option<PathBuf>) -> Done 
         Err(faults) => return Err(refused(faults)),
     };
     for caution in &loaded.cautions {
-        session.note(format_args!("{}: {caution}", Paint::Yellow.on("warning")));
+        session.note(format_args!("warning: {caution}"));
     }
     // Another binary may have the jobs, so that an absent one is no fault of the file.
     if let Err(faults) = config::check_run(&loaded.config, &[], &|job| registry.get(job).is_some()) {
         for fault in faults.0 {
-            session.note(format_args!(
-                "{}: `windlass run` of this binary would refuse: {fault}",
-                Paint::Yellow.on("warning")
-            ));
+            session.note(format_args!("warning: `windlass run` of this binary would refuse: {fault}"));
         }
     }
     if !session.json() {

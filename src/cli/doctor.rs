@@ -26,6 +26,12 @@ pub struct Arguments {}
 pub fn run(session: Session, registry: Registry, _: Arguments) -> Done {
     session.with_broker(Role::Reader, "doctor", async |connection: Connection| {
         let mut findings = configured(&connection.config, &registry);
+        findings.extend(super::config::cautions(&session).into_iter().map(|caution| Finding {
+            severity: Severity::Warn,
+            subject: if caution.key.is_empty() { "configuration".to_owned() } else { caution.key },
+            finding: caution.message,
+            fix: caution.hint.unwrap_or_default(),
+        }));
         findings.extend(connection.broker.inspect().doctor().await?);
         findings.sort_by(|a, b| (a.severity, &a.subject).cmp(&(b.severity, &b.subject)));
         let mut out = session.output();
@@ -84,19 +90,6 @@ fn configured(config: &Config, registry: &Registry) -> Vec<Finding> {
                 format!("queues.{name}"),
                 format!("its job {} is neither compiled into this binary nor under [jobs]", queue.job),
                 "run this queue by a binary that has it, or give the job an `http` address",
-            );
-        }
-        let timeout = config.timeout(name, &queue.job, entry.as_ref());
-        if timeout > config.worker.grace && queue.timeout != crate::config::DEFAULT_TIMEOUT {
-            find(
-                Severity::Warn,
-                format!("queues.{name}"),
-                format!(
-                    "an attempt may take {} and a drain waits {}: a job cut off by a deploy runs again",
-                    crate::time::format_duration(timeout),
-                    crate::time::format_duration(config.worker.grace)
-                ),
-                "raise worker.grace (and terminationGracePeriodSeconds) above it, or make the job shorter",
             );
         }
         if queue.keep_dead.is_some_and(|keep| keep < std::time::Duration::from_secs(3 * 86_400)) {

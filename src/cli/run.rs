@@ -96,11 +96,8 @@ pub fn run(mut session: Session, registry: Registry, arguments: Arguments) -> Do
             config::shown_address(&config.broker)
         ));
     }
-    if session.global.quiet && !config.log.level_set {
-        config.log.level = "error".to_owned();
-        config.log.level_set = true;
-    } else if session.global.verbose > 0 && !config.log.level_set {
-        config.log.level = if session.global.verbose > 1 { "trace" } else { "debug" }.to_owned();
+    if let Some(level) = session.level() {
+        config.log.level = level.to_owned();
         config.log.level_set = true;
     }
     log::install(&config.log, &log::worker_name(), arguments.dev)

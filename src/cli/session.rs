@@ -48,6 +48,16 @@ impl Session {
         }
     }
 
+    /// The log level that `-q`, `-v` and `-vv` ask for.
+    pub fn level(&self) -> Option<&'static str> {
+        match (self.global.quiet, self.global.verbose) {
+            (true, _) => Some("error"),
+            (false, 0) => None,
+            (false, 1) => Some("debug"),
+            (false, _) => Some("trace"),
+        }
+    }
+
     /// The configuration: defaults < file < environment < flags.
     pub fn load(&self) -> Result<Config, Fault> {
         super::config::load(self)
@@ -71,8 +81,7 @@ impl Session {
                 config::shown_address(&config.broker)
             ));
         }
-        if self.global.verbose > 0 {
-            let level = if self.global.verbose > 1 { "trace" } else { "debug" };
+        if let Some(level) = self.level().filter(|_| !self.global.quiet) {
             let log = log::Config { level: level.to_owned(), level_set: true, format: log::Format::Pretty };
             log::install(&log, &log::worker_name(), false).map_err(|error| Fault::failed(error.to_string()))?;
         }

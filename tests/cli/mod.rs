@@ -2,6 +2,7 @@
 
 mod dead;
 mod face;
+mod many;
 mod publish;
 mod setup;
 mod terminal;

@@ -129,3 +129,21 @@ fn what_a_person_must_change_is_78() {
     let root = place.run(["publish", "t", "1", "--broker", "sqlite:///no/such/x.db"]);
     assert_eq!(root.code, 78, "{root:?}");
 }
+
+#[test]
+#[cfg(feature = "nats")]
+fn an_unreachable_broker_is_69_and_its_password_is_not_shown() {
+    let place = Place::empty();
+    let left = place.run(["status", "--broker", "nats://user:secret@127.0.0.1:1", "--timeout", "500ms"]);
+    assert_eq!((left.code, left.out.as_str()), (69, ""), "{left:?}");
+    assert!(left.err.contains("127.0.0.1:1") && !left.err.contains("secret"), "{left:?}");
+}
+
+#[test]
+#[cfg(feature = "kafka")]
+fn an_unreachable_cluster_is_69_and_its_password_is_not_shown() {
+    let place = Place::empty();
+    let left = place.run(["status", "--broker", "kafka://user:secret@127.0.0.1:1", "--timeout", "500ms"]);
+    assert_eq!((left.code, left.out.as_str()), (69, ""), "{left:?}");
+    assert!(!left.err.contains("secret"), "{left:?}");
+}

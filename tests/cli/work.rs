@@ -1,6 +1,9 @@
 //! `run`, as far as the command line goes.
 
+use std::time::Duration;
+
 use super::{Place, keys, objects};
+use crate::support::process::Process;
 
 #[test]
 fn a_burst_works_everything_off() {
@@ -52,4 +55,82 @@ fn run_refuses_what_it_cannot_work() {
     let other = Place::new().run(["run", "--burst", "--queue", "absent"]);
     assert_eq!(other.code, 1, "{other:?}");
     assert_eq!(Place::new().run(["run", "--burst", "--slots", "2"]).code, 78, "fewer slots than queues");
+}
+
+/// A worker in the background, ended by the test.
+fn worker(place: &Place, arguments: &[&str]) -> Process {
+    let set = ["--set", "log.format=json", "--set", "admin.listen=none"];
+    let command = place.command(["run"].iter().chain(arguments).chain(&set));
+    Process::spawn("worker", command, place.path()).expect("it starts")
+}
+
+const SLEEPER: &str = "broker = \"sqlite://windlass.db\"\n[queues.sleeper]\njob = \"sleep\"\n";
+
+#[test]
+fn signals_end_it_in_two_ways() {
+    for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGINT, 130)] {
+        let place = Place::with(SLEEPER);
+        place.ok(["enqueue", "sleeper", "{\"for\":\"1h\"}"]);
+        let mut worker = worker(&place, &[]);
+        worker.until("it runs the job", Duration::from_secs(20), |_| place.figure("sleeper", "running") == 1);
+        worker.signal(signal);
+        worker.until("it drains", Duration::from_secs(10), |worker| worker.stderr().contains("drain"));
+        worker.signal(signal);
+        assert_eq!(worker.code(Duration::from_secs(10)), code);
+        assert_eq!(worker.stdout(), "");
+        // What it gave back is there.
+        assert_eq!(place.figure("sleeper", "ready"), 1);
+    }
+    let place = Place::with(SLEEPER);
+    place.ok(["enqueue", "sleeper", "{\"for\":\"1ms\"}"]);
+    let mut worker = worker(&place, &[]);
+    worker.until("it is done", Duration::from_secs(20), |_| place.figure("sleeper", "ready") == 0);
+    worker.signal(libc::SIGTERM);
+    assert_eq!(worker.code(Duration::from_secs(10)), 0);
+    assert_eq!(place.figure("sleeper", "workers"), 0);
+}
+
+#[test]
+fn a_topic_and_an_address_need_no_file() {
+    let place = Place::empty();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/jobs/dev", listener.local_addr().expect("bound"));
+    let mut worker = worker(&place, &["--topic", "reports.finalized", "--http", &url, "--dev"]);
+    worker.until("the queue is there", Duration::from_secs(20), |_| {
+        place.run(["queues", "list", "--json"]).out.contains("\"dev\"")
+    });
+    place.ok(["publish", "reports.finalized", "{\"a\":1}", "--id", "evt-1"]);
+    let (mut stream, _) = listener.accept().expect("an attempt");
+    let mut request = String::new();
+    let mut buffer = [0; 4_096];
+    while !request.ends_with("{\"a\":1}") {
+        let length = std::io::Read::read(&mut stream, &mut buffer).expect("a request");
+        assert_ne!(length, 0, "{request}");
+        request.push_str(std::str::from_utf8(&buffer[..length]).expect("UTF-8"));
+    }
+    assert!(request.starts_with("POST /jobs/dev HTTP/1.1"), "{request}");
+    let lower = request.to_lowercase();
+    assert!(lower.contains("ce-attempt: 1") && lower.contains("ce-id: evt-1"), "{request}");
+    std::io::Write::write_all(&mut stream, b"HTTP/1.1 204 No Content\r\n\r\n").expect("answered");
+    worker.until("it is done", Duration::from_secs(20), |worker| worker.stderr().contains("\"outcome\":\"done\""));
+    worker.signal(libc::SIGTERM);
+    assert_eq!(worker.code(Duration::from_secs(10)), 0);
+    // The name is taken where the file has such a queue.
+    let taken = Place::with("broker = \"sqlite://windlass.db\"\n[queues.dev]\njob = \"log\"\n");
+    assert_eq!(taken.run(["run", "--topic", "t", "--http", "http://127.0.0.1:1/"]).code, 2);
+}
+
+#[test]
+fn dev_does_not_wait_an_hour_for_a_retry() {
+    let place = Place::with(
+        "broker = \"sqlite://windlass.db\"\n[queues.hopeless]\njob = \"fail\"\nretry = { attempts = 2, first = \"1h\" }\n",
+    );
+    place.ok(["enqueue", "hopeless", "{}"]);
+    let left = place.run(["run", "--dev", "--burst", "--linger", "5s", "--json"]);
+    assert_eq!(left.out.trim(), "{\"done\":0,\"retried\":1,\"dead\":1}", "{left:?}");
+    // Without it the retry lies beyond the linger.
+    place.ok(["enqueue", "hopeless", "{}"]);
+    let left = place.run(["run", "--burst", "--linger", "1s", "--json"]);
+    assert_eq!(left.out.trim(), "{\"done\":0,\"retried\":1,\"dead\":0}", "{left:?}");
+    assert_eq!(place.figure("hopeless", "retrying"), 1);
 }
