@@ -7,10 +7,13 @@
 
 use std::time::Duration;
 
-/// How long the server keeps a pull request; short, so that a stop is short and a forgotten request soon replaced.
-pub const EXPIRES: Duration = Duration::from_secs(2);
+/// How long the server keeps a pull request. Short, so that a forgotten request is soon replaced, and because a stop
+/// has to wait for it: the server knows no way to take a request back.
+pub const EXPIRES: Duration = Duration::from_millis(1_000);
 /// How often the server says that a request still lives; at most half of [`EXPIRES`].
-pub const HEARTBEAT: Duration = Duration::from_millis(900);
+pub const HEARTBEAT: Duration = Duration::from_millis(450);
+/// A consumer that was asked and has not said a word for so long is asked over a new inbox.
+pub const SILENCE: Duration = Duration::from_millis(3_000);
 /// How long after its end a request that never got its status is held to be over.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -53,7 +56,8 @@ pub struct Credit {
     open: Vec<Open>,
     outstanding: usize,
     next_id: u64,
-    heard: Moment,
+    /// When it was first asked since it last said anything.
+    asked: Option<Moment>,
     not_before: Moment,
     refusals: u32,
 }
@@ -73,17 +77,15 @@ impl Credit {
             return None;
         }
         self.next_id += 1;
-        if self.open.is_empty() {
-            self.heard = now;
-        }
+        self.asked.get_or_insert(now);
         self.open.push(Open { id: self.next_id, batch: lacking, over: now + EXPIRES + GRACE });
         self.outstanding += lacking;
         Some(Pull { id: self.next_id, batch: lacking })
     }
 
     /// A message came.
-    pub fn received(&mut self, now: Moment) {
-        self.heard = now;
+    pub fn received(&mut self) {
+        self.asked = None;
         self.refusals = 0;
         self.outstanding = self.outstanding.saturating_sub(1);
         if self.outstanding == 0 {
@@ -92,13 +94,13 @@ impl Credit {
     }
 
     /// The server said that it is still there.
-    pub fn heartbeat(&mut self, now: Moment) {
-        self.heard = now;
+    pub fn heartbeat(&mut self) {
+        self.asked = None;
     }
 
     /// A status ended the request `id`.
     pub fn ended(&mut self, id: u64, end: End, now: Moment) {
-        self.heard = now;
+        self.asked = None;
         if end == End::Lost {
             self.forget();
             return;
@@ -125,23 +127,18 @@ impl Credit {
         self.open.clear();
         self.outstanding = 0;
         self.not_before = Moment::ZERO;
+        self.asked = None;
     }
 
-    /// Closes requests whose end was never told. Returns whether the consumer has been silent for more than two
-    /// heartbeats: then the requests must be made anew, on an inbox that the old ones cannot reach.
+    /// Closes requests whose end was never told. Returns whether the consumer has been silent for too long: then it
+    /// must be asked over an inbox that the old requests cannot reach.
     pub fn tick(&mut self, now: Moment) -> bool {
         let before = self.open.len();
         self.open.retain(|open| now < open.over);
         if self.open.is_empty() && before > 0 {
             self.outstanding = 0;
         }
-        !self.open.is_empty() && now.saturating_sub(self.heard) > 2 * HEARTBEAT + GRACE
-    }
-
-    /// When [`Credit::tick`] or [`Credit::ask`] may have something new to say.
-    pub fn next_tick(&self) -> Option<Moment> {
-        let over = self.open.iter().map(|open| open.over).min();
-        over.map(|over| over.min(self.heard + 2 * HEARTBEAT + GRACE + Duration::from_millis(1)))
+        self.asked.is_some_and(|asked| now.saturating_sub(asked) > SILENCE)
     }
 }
 
@@ -229,7 +226,7 @@ mod tests {
                             if head.1 > 0 {
                                 server.push(head);
                             }
-                            credit.received(now);
+                            credit.received();
                         }
                     }
                     Step::Expire(n) => {
@@ -280,7 +277,7 @@ mod tests {
                 credit.ask(total, Moment::ZERO);
             }
             for _ in 0..served {
-                credit.received(Moment::ZERO);
+                credit.received();
             }
             credit.tick(EXPIRES + GRACE);
             prop_assert_eq!(credit.outstanding(), 0);
@@ -304,13 +301,15 @@ mod tests {
     #[test]
     fn silence_is_noticed_and_heartbeats_break_it() {
         let mut credit = Credit::default();
-        credit.ask(5, Moment::ZERO);
-        let silent = 2 * HEARTBEAT + GRACE + Duration::from_millis(1);
-        assert!(silent < EXPIRES + GRACE, "noticed before the request would have ended by itself");
-        assert!(!credit.tick(HEARTBEAT));
-        assert!(credit.tick(silent));
-        credit.heartbeat(silent);
-        assert!(!credit.tick(silent));
+        let mut now = Moment::ZERO;
+        while now <= SILENCE {
+            assert!(!credit.tick(now));
+            credit.ask(5, now);
+            now += EXPIRES / 2;
+        }
+        assert!(credit.tick(now), "asked again and again, and never heard");
+        credit.heartbeat();
+        assert!(!credit.tick(now));
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub struct Key(pub u64, pub u64);
 /// How far a delivery is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Being looked up, waiting to be handed over, or running.
+    /// Being looked up, waiting to be handed over, running, or being replaced by a record or a dead letter.
     Owned,
-    /// Its disposition is being carried out.
-    Settling,
+    /// Only its acknowledgement is not confirmed yet. Its lease is not renewed any more: a server that has forgotten
+    /// the delivery renews it and ignores the acknowledgement, for ever.
+    Acknowledging,
 }
 
 /// A delivery in hand.
@@ -103,9 +104,14 @@ impl<R: Clone> Hand<R> {
         self.held.get(&key)
     }
 
-    /// Likewise, to change its stage.
-    pub fn get_mut(&mut self, key: Key) -> Option<&mut Held<R>> {
-        self.held.get_mut(&key)
+    /// Likewise, to act on it now: whether its lease has ended is looked at anew, and `lost` told the first time.
+    pub fn act(&mut self, key: Key, now: Moment, lost: impl FnOnce()) -> Option<&mut Held<R>> {
+        let held = self.held.get_mut(&key)?;
+        if !held.lost && now >= held.ends {
+            held.lost = true;
+            lost();
+        }
+        Some(held)
     }
 
     /// Its disposition is stored, or it is given back: out of hand. `done`: remember it.
@@ -151,7 +157,7 @@ impl<R: Clone> Hand<R> {
             if now >= held.ends {
                 held.lost = true;
                 lost.push(*key);
-            } else if now >= held.renewed + self.lease / 3 {
+            } else if held.stage == Stage::Owned && now >= held.renewed + self.lease / 3 {
                 held.renewed = now;
                 renew.push(*key);
             }
@@ -161,11 +167,6 @@ impl<R: Clone> Hand<R> {
     /// When [`Hand::check`] looks next.
     pub fn next_check(&self) -> Moment {
         self.checked + self.lease / 10
-    }
-
-    /// All keys in hand, in no order.
-    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.held.keys().copied()
     }
 }
 

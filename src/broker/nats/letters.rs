@@ -16,7 +16,7 @@ use super::names::{self, Names};
 use super::wire::{self, header};
 use crate::broker::{DeadLetters, Error, Letter, LetterQuery, Mend, ReplayGuard};
 use crate::message::record::{self, Dead, Record};
-use crate::message::{Binding, Message, Origin, Place, QueueName};
+use crate::message::{Binding, Message, QueueName};
 use crate::time::Timestamp;
 
 /// Letters of one page, where they are read from the newest on.
@@ -170,6 +170,7 @@ impl NatsLetters {
         let before = self.find(letter).await.map_err(|e| e.into_broker(&doing))?;
         let mut record = letter.record.clone();
         record.failure = Some(letter.failure.clone());
+        record.event_id.clone_from(&letter.event_id);
         let dead = Dead {
             reason: letter.reason,
             attempts: letter.attempts,
@@ -273,20 +274,12 @@ fn letter(names: &Names, stored: Stored) -> Option<Letter> {
     let dead = read.dead?;
     let failure = read.record.failure.clone()?;
     let message = Message { headers: read.original, body: Some(stored.payload), key: None };
-    let place = Place {
-        position: format!("nats:{}", names.dead()),
-        source: read.record.event_source.clone().unwrap_or_default(),
-        topic: read.record.topic.clone(),
-        binding: Binding::Dash,
-    };
-    let origin = Origin { place: Arc::new(place), seq: stored.seq, at: stored.at };
-    let event = crate::message::decode(&message, &origin, Some(&read.record));
     Some(Letter {
         id: id.to_owned(),
         queue: QueueName::new(queue).ok()?,
         message,
         binding: Binding::Dash,
-        event_id: event.ok().map(|event| event.id.to_string()).or_else(|| read.record.event_id.clone()),
+        event_id: read.record.event_id.clone(),
         job: dead.job,
         reason: dead.reason,
         attempts: dead.attempts,

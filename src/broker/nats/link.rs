@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -47,7 +47,6 @@ pub enum RequestError {
 pub struct Health {
     denied: Mutex<Option<String>>,
     violations: AtomicU64,
-    lame: AtomicBool,
 }
 
 /// A connection, shared by everything that uses it.
@@ -124,11 +123,6 @@ impl Link {
     /// How many refusals there were.
     pub fn violations(&self) -> u64 {
         self.health.violations.load(Ordering::Acquire)
-    }
-
-    /// Whether the server said that it is about to leave.
-    pub fn lame(&self) -> bool {
-        self.health.lame.load(Ordering::Acquire)
     }
 
     /// Sends a request and waits for its answer.
@@ -244,14 +238,10 @@ impl Health {
         match event {
             Event::Connected => {
                 *self.denied.lock() = None;
-                self.lame.store(false, Ordering::Release);
                 tracing::info!("connected to NATS");
             }
             Event::Disconnected => tracing::warn!("the connection to NATS is lost; connecting again"),
-            Event::LameDuckMode => {
-                self.lame.store(true, Ordering::Release);
-                tracing::info!("the NATS server is about to leave; another one will be used");
-            }
+            Event::LameDuckMode => tracing::info!("the NATS server is about to leave; another one will be used"),
             Event::ServerError(ServerError::Other(text)) if text.to_lowercase().contains("permissions violation") => {
                 let text = format!("the NATS server denies it: {text}");
                 tracing::error!(error = %text, "a permission is missing");

@@ -61,8 +61,9 @@ pub async fn carry_out(
                 };
                 (context.store(&draft, deadline).await, false)
             }
-            Disposition::DeadLetter { reason, failure, attempts, event_id: _, job } => {
+            Disposition::DeadLetter { reason, failure, attempts, event_id, job } => {
                 let mut record = record.clone();
+                record.event_id.clone_from(event_id);
                 record.failure = Some(failure.clone());
                 let dead = Dead {
                     reason: *reason,

@@ -71,7 +71,7 @@ enum Done {
     Prepared(Key, Prepared),
     Moved(Key, Moved),
     Looked(usize, Result<bool, String>),
-    Marked(Vec<Token>, Vec<bool>, oneshot::Sender<Vec<bool>>),
+    Marked(Vec<bool>, oneshot::Sender<Vec<bool>>),
 }
 
 /// See the module.
@@ -91,7 +91,12 @@ pub struct Pump {
     tasks: JoinSet<Done>,
     preparing: usize,
     inbox: Option<Inbox>,
+    /// How often an inbox was made anew for silence since anything was heard.
+    silences: u32,
     started: Instant,
+    /// An acknowledgement went without an answer: the server may have forgotten the delivery, and must be able to
+    /// deliver it again although no slot is free.
+    unanswered: bool,
     stopping: bool,
     stopped: Option<oneshot::Sender<()>>,
     headers: Builder,
@@ -146,7 +151,9 @@ impl Pump {
             tasks: JoinSet::new(),
             preparing: 0,
             inbox: None,
+            silences: 0,
             started: Instant::now(),
+            unanswered: false,
             stopping: false,
             stopped: None,
             headers: Builder::default(),
@@ -257,7 +264,7 @@ impl Pump {
                 let keys: Vec<(Token, String)> = tokens.iter().map(|&token| (token, self.mark_key(token))).collect();
                 self.tasks.spawn(async move {
                     let marked = context.mark(&keys).await;
-                    Done::Marked(tokens, marked, answer)
+                    Done::Marked(marked, answer)
                 });
             }
             Command::Stop(answer) => {
@@ -275,7 +282,7 @@ impl Pump {
 
     async fn settle(&mut self, items: Vec<(Delivery, Disposition)>, answer: oneshot::Sender<Vec<Settled>>) {
         self.next_batch += 1;
-        let id = self.next_batch;
+        let (id, now) = (self.next_batch, self.now());
         let left = items.len();
         self.batches.insert(id, Batch { settled: vec![Settled::Stored; left], left, answer: Some(answer) });
         if left == 0 {
@@ -283,14 +290,15 @@ impl Pump {
         }
         for (index, (delivery, disposition)) in items.into_iter().enumerate() {
             let key = Key(delivery.token.0, delivery.token.1);
-            let Some(held) = self.hand.get_mut(key) else {
+            let shared = &self.shared;
+            let Some(held) = self.hand.act(key, now, || shared.lose(delivery.token)) else {
                 self.finish(id, index, Settled::Stale);
                 continue;
             };
             let (lost, epoch) = (held.lost, held.epoch);
-            held.stage = Stage::Settling;
             match disposition {
                 Disposition::Ack => {
+                    held.stage = Stage::Acknowledging;
                     self.settling.insert(key, (id, index));
                     self.confirm.offer(Item { token: key, epoch, alone: lost });
                 }
@@ -342,10 +350,12 @@ impl Pump {
 
     /// Gives a delivery back at once, or after the delay that `how` says; a lost one is only let go.
     async fn release(&mut self, key: Key, how: Bytes) {
-        let Some(held) = self.hand.get(key) else { return };
+        let (shared, now) = (&self.shared, self.now());
+        let Some(held) = self.hand.act(key, now, || shared.lose(Token(key.0, key.1))) else { return };
+        let (lost, reply) = (held.lost, held.reply.clone());
         // On a lost connection it would wait and go out on the next one, when somebody else may have the job.
-        if !held.lost && self.connected() {
-            self.publish(held.reply.clone(), how).await;
+        if !lost && self.connected() {
+            self.publish(reply, how).await;
         }
         self.drop_from_hand(key, false);
     }
@@ -356,6 +366,8 @@ impl Pump {
         }
         let now = self.now();
         let Some(epoch) = self.inbox.as_ref().map(|inbox| inbox.epoch) else { return came.clear() };
+        self.silences = 0;
+        self.silences = 0;
         let mut fresh = Vec::with_capacity(came.len());
         for message in came.drain(..) {
             match message.reply.clone() {
@@ -377,7 +389,7 @@ impl Pump {
         let said = wire::delivered(&reply)?;
         let index = self.consumers.iter().position(|consumer| consumer.subscription.stream == said.stream)?;
         let consumer = &mut self.consumers[index];
-        consumer.credit.received(now);
+        consumer.credit.received();
         consumer.waiting = said.pending;
         consumer.missing = 0;
         let key = Key(index as u64, said.seq);
@@ -386,7 +398,13 @@ impl Pump {
             return None;
         }
         match self.hand.arrive(key, reply.clone(), said.stored, epoch, now) {
-            Arrival::Joined => return None,
+            Arrival::Joined => {
+                // A server that forgot the first delivery takes an acknowledgement of this one only.
+                if self.hand.get(key).is_some_and(|held| held.stage == Stage::Acknowledging) {
+                    self.confirm.offer(Item { token: key, epoch, alone: true });
+                }
+                return None;
+            }
             Arrival::Done => {
                 self.publish(reply, ACK).await;
                 return None;
@@ -465,10 +483,18 @@ impl Pump {
         }
     }
 
+    /// All that is left to do is to acknowledge it; the connection it came on.
+    fn acknowledging(&mut self, key: Key) -> Option<u64> {
+        let now = self.now();
+        let shared = &self.shared;
+        let held = self.hand.act(key, now, || shared.lose(Token(key.0, key.1)))?;
+        held.stage = Stage::Acknowledging;
+        Some(held.epoch)
+    }
+
     fn confirmed(&mut self, key: Key) {
-        let lost = self.hand.get(key).is_some_and(|held| held.lost);
         self.drop_from_hand(key, true);
-        self.finish_key(key, if lost { Settled::Stale } else { Settled::Stored });
+        self.finish_key(key, Settled::Stored);
     }
 
     /// Acknowledgements of which nothing is known go out again for as long as the lease lasts.
@@ -481,6 +507,7 @@ impl Pump {
             }
             item.epoch = held.epoch;
             self.confirm.offer(item);
+            self.unanswered = true;
         }
     }
 
@@ -497,7 +524,7 @@ impl Pump {
         let end = match status {
             100 => {
                 consumer.missing = 0;
-                return consumer.credit.heartbeat(now);
+                return consumer.credit.heartbeat();
             }
             404 | 408 => End::Over {
                 unused: wire::text(message.headers.as_ref(), header::UNUSED).and_then(|text| text.parse().ok()),
@@ -556,8 +583,8 @@ impl Pump {
                     Prepared::Run(delivery) if self.stopping => drop(delivery),
                     Prepared::Run(delivery) => self.shared.push(std::iter::once(*delivery)),
                     Prepared::Succeeded => {
-                        if let Some(held) = self.hand.get(key) {
-                            self.confirm.offer(Item { token: key, epoch: held.epoch, alone: true });
+                        if let Some(epoch) = self.acknowledging(key) {
+                            self.confirm.offer(Item { token: key, epoch, alone: true });
                         }
                     }
                     Prepared::Later(delay) => {
@@ -566,9 +593,9 @@ impl Pump {
                     }
                 }
             }
-            Done::Moved(key, moved) => match (moved, self.hand.get(key)) {
-                (Moved::Stored, Some(held)) => {
-                    self.confirm.offer(Item { token: key, epoch: held.epoch, alone: true });
+            Done::Moved(key, moved) => match (moved, self.acknowledging(key)) {
+                (Moved::Stored, Some(epoch)) => {
+                    self.confirm.offer(Item { token: key, epoch, alone: true });
                 }
                 (Moved::Lost, _) => {
                     self.drop_from_hand(key, false);
@@ -601,7 +628,7 @@ impl Pump {
                     Err(error) => tracing::debug!(error, "failed to look for a consumer"),
                 }
             }
-            Done::Marked(_, marked, answer) => {
+            Done::Marked(marked, answer) => {
                 // The engine may have given up waiting.
                 let _ = answer.send(marked);
             }
@@ -624,6 +651,7 @@ impl Pump {
         let epoch = link.epoch();
         let overdue = if self.confirm.flying() { self.confirm.overdue(epoch, now) } else { Vec::new() };
         self.unknown(overdue, false);
+        self.unanswered &= self.confirm.len() > 0;
         self.acknowledge(epoch, now).await;
         self.pull(epoch, now).await;
         if self.stopping {
@@ -644,6 +672,11 @@ impl Pump {
         self.hand.check(now, &mut renew, &mut lost);
         for key in lost {
             self.shared.lose(Token(key.0, key.1));
+            // A success may still be sent and end the job, while there is somebody to send it to.
+            let acknowledging = self.hand.get(key).is_some_and(|held| held.stage == Stage::Acknowledging);
+            if acknowledging && !self.connected() {
+                self.give_up(key);
+            }
         }
         let Some(prefix) = self.inbox.as_ref().map(|inbox| inbox.prefix.clone()) else { return };
         if !self.connected() {
@@ -683,6 +716,15 @@ impl Pump {
         }
         if silent {
             tracing::debug!(queue = %self.context.queue.name, "a consumer is silent; its inbox is made anew");
+            self.silences += 1;
+            if self.silences >= 2 {
+                // Half open: what we send arrives nowhere, and nobody says so.
+                self.silences = 0;
+                tracing::warn!("the NATS server does not answer; connecting anew");
+                // Where the client's own task is gone there is nothing to connect.
+                let _ = self.context.link.client.force_reconnect().await;
+                return;
+            }
             self.reopen(epoch).await;
         }
         if self.stopping {
@@ -697,6 +739,7 @@ impl Pump {
         let mut shares = std::mem::take(&mut self.shares);
         credit::share(demand.jobs, demand.fresh_floor, demand.retry_floor, &state, &mut shares);
         for (index, &share) in shares.iter().enumerate() {
+            let share = share.max(usize::from(self.unanswered));
             let Some(pull) = self.consumers[index].credit.ask(share, now) else { continue };
             let body = format!(
                 "{{\"batch\":{},\"expires\":{},\"idle_heartbeat\":{}}}",
