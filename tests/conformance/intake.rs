@@ -137,7 +137,7 @@ pub async fn as_published<S: Subject>(mut bench: Bench<S>) {
         &found.expect("both came").message
     };
     assert_eq!(of(false).body.as_deref(), Some(&b"{\"a\": 1}"[..]));
-    let pairs = |headers: &Headers| headers.iter().map(|(n, v)| (n.to_owned(), v.to_vec())).collect::<Vec<_>>();
+    let pairs = super::settlement::pairs::<S>;
     let came: Vec<_> = pairs(&of(false).headers).into_iter().filter(|pair| pairs(&headers).contains(pair)).collect();
     assert_eq!(came, pairs(&headers), "headers come in order, repeated ones and foreign ones with names of ours too");
     assert!(deliveries.iter().all(|delivery| delivery.attempt().get() == 1), "a producer's attempt is not ours");

@@ -76,4 +76,5 @@ macro_rules! promises {
 
 promises! {
     memory: subject::Memory,
+    nats: subject::Nats,
 }

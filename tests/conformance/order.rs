@@ -10,6 +10,9 @@ use super::Subject;
 use super::bench::{Bench, bodies, body, credit, dead, retry};
 
 pub async fn one_at_a_time<S: Subject>(mut bench: Bench<S>) {
+    if !S::ORDERED_KEYS {
+        return S::inapplicable("it refuses such a queue");
+    }
     let queue = bench.ordered("ledger", &["entries"]);
     let site = bench.connect().await;
     let mut work = site.open(&queue).await;
@@ -41,6 +44,9 @@ pub async fn one_at_a_time<S: Subject>(mut bench: Bench<S>) {
 }
 
 pub async fn retry_holds_key<S: Subject>(mut bench: Bench<S>) {
+    if !S::ORDERED_KEYS {
+        return S::inapplicable("it refuses such a queue");
+    }
     let queue = bench.ordered("ledger", &["entries"]);
     let site = bench.connect().await;
     let mut work = site.open(&queue).await;
@@ -71,6 +77,9 @@ pub async fn retry_holds_key<S: Subject>(mut bench: Bench<S>) {
 }
 
 pub async fn survives_restart<S: Subject>(mut bench: Bench<S>) {
+    if !S::ORDERED_KEYS {
+        return S::inapplicable("it refuses such a queue");
+    }
     if !S::LASTING {
         return S::inapplicable("it does not restart");
     }

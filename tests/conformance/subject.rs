@@ -18,6 +18,13 @@ pub trait Subject: Sized + Send + 'static {
     /// threads of its own.
     const FREEZES: bool = true;
 
+    /// Whether headers keep the order in which they were published. Those of NATS are a map (ADR-4), as each of its
+    /// clients reads them; values of one name keep theirs.
+    const ORDERED_HEADERS: bool = true;
+
+    /// Whether `order = "key"` can be had.
+    const ORDERED_KEYS: bool = true;
+
     /// A fresh one; `None`, reported, where it is not on this machine.
     fn fresh() -> Option<Self>;
 
@@ -87,6 +94,8 @@ pub struct Nats {
 impl Subject for Nats {
     const NAME: &'static str = "nats";
     const LEASE: Duration = Duration::from_secs(2);
+    const ORDERED_HEADERS: bool = false;
+    const ORDERED_KEYS: bool = false;
 
     fn fresh() -> Option<Self> {
         let server = crate::support::nats::Nats::start(crate::support::nats::Release::New)?;
