@@ -15,9 +15,8 @@ use super::settle::{Dead, insert_dead, unshare};
 use super::writer::Writer;
 use super::{Shared, fault, stored};
 use crate::broker::{DeadLetters, Destination, Error, Letter, LetterQuery, Mend, Publication, ReplayGuard};
-use crate::message::attribute::EXPIRYTIME;
 use crate::message::record::Record;
-use crate::message::{Attempt, Binding, Failure, Headers, JobName, Message, QueueName, Reason};
+use crate::message::{Binding, Failure, Headers, JobName, Message, QueueName, Reason};
 use crate::time::Timestamp;
 
 /// Letters of one page.
@@ -198,15 +197,9 @@ async fn carry_out_whole(
 
 /// The letter as a message for its queue alone.
 fn replayed(letter: &Letter, mend: &Mend) -> Publication {
-    let prefix = match letter.binding {
-        Binding::Dash => "ce-",
-        Binding::Kafka => "ce_",
-    };
-    let expiry = format!("{prefix}{EXPIRYTIME}");
-    let kept = letter.message.headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case(&expiry));
-    let headers: Headers = match letter.binding {
-        Binding::Dash => kept.collect(),
-        Binding::Kafka => kept.map(|(name, value)| dashed(name, value)).collect(),
+    let headers = match letter.binding {
+        Binding::Dash => letter.message.headers.clone(),
+        Binding::Kafka => letter.message.headers.iter().map(|(name, value)| dashed(name, value)).collect(),
     };
     let body = mend.body.clone().map(Some).unwrap_or_else(|| letter.message.body.clone());
     Publication {
@@ -236,19 +229,14 @@ fn dashed(name: &str, value: &[u8]) -> (String, Vec<u8>) {
     (format!("ce-{attribute}"), encoded)
 }
 
-/// It begins again at attempt 1, under the same event id.
+/// It begins again at attempt 1, under the same event id. (That it expires no more is what decoding makes of a record
+/// with replays; the headers stay as they were published.)
 fn record_of(letter: &Letter, mend: &Mend) -> Record {
-    let source = letter.record.topic.as_ref().map(|topic| format!("sqlite://{topic}"));
-    Record {
-        job: mend.job.clone().or_else(|| letter.record.job.clone()),
-        attempt: Attempt::FIRST,
-        event_id: letter.record.event_id.clone().or_else(|| letter.event_id.clone()),
-        event_source: letter.record.event_source.clone().or(source),
-        origin: letter.record.origin.clone(),
-        topic: letter.record.topic.clone(),
-        replays: letter.record.replays + 1,
-        ..Record::default()
-    }
+    let mut record = letter.record.clone().replayed(mend.job.clone());
+    record.event_id = record.event_id.or_else(|| letter.event_id.clone());
+    record.event_source =
+        record.event_source.or_else(|| record.topic.as_ref().map(|topic| format!("sqlite://{topic}")));
+    record
 }
 
 fn write_imported(script: &mut Script, imported: Vec<(i64, &Letter)>, now: Timestamp) {

@@ -171,3 +171,44 @@ async fn oldest_reader(connection: &mut SqliteConnection) -> Result<i64, sqlx::E
     let answers = script.run(connection).await?;
     Ok(answers[0].rows.first().map_or(i64::MAX, |row| script::int(row, 0)))
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::ConnectOptions;
+    use sqlx::sqlite::SqliteConnectOptions;
+
+    use super::*;
+
+    const NEXT: [Migration; 2] =
+        [MIGRATIONS[0], Migration { sql: "ALTER TABLE worker ADD COLUMN other INTEGER", oldest_reader: 2 }];
+
+    #[tokio::test]
+    async fn a_migration_waits_for_workers_that_could_not_read_the_result() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("q.db");
+        let target = Target { path: path.clone(), may_create: true, normal: true, timeout: std::time::Duration::ZERO };
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = options.connect().await.expect("connects");
+        prepare(&mut connection, &target, true, &MIGRATIONS).await.expect("created");
+        prepare(&mut connection, &target, false, &MIGRATIONS).await.expect("known");
+
+        let this = Process::this();
+        let mut script = Script::begin();
+        script.add(
+            "INSERT INTO worker (name, boot, pidns, pid, born, lease, schema, since) VALUES ('old', ?, ?, ?, ?, 0, 1, 0)",
+        );
+        script.bind(this.boot).bind(this.pidns).bind(this.pid).bind(this.born);
+        script.run_whole(&mut connection).await.expect("stored");
+        let refused = prepare(&mut connection, &target, true, &NEXT).await.expect_err("a worker is attached");
+        assert_eq!(refused.exit_code(), 69, "{refused}");
+        assert!(refused.to_string().contains("stop it first"), "{refused}");
+        prepare(&mut connection, &target, false, &MIGRATIONS).await.expect("nothing was changed");
+
+        let mut script = Script::begin();
+        script.add("UPDATE worker SET born = born - 1");
+        script.run_whole(&mut connection).await.expect("stored");
+        prepare(&mut connection, &target, true, &NEXT).await.expect("the worker is gone");
+        let newer = prepare(&mut connection, &target, true, &MIGRATIONS).await.expect_err("it is newer now");
+        assert_eq!(newer.exit_code(), 78, "{newer}");
+    }
+}

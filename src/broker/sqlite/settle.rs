@@ -83,13 +83,7 @@ impl Batch {
             }
             Disposition::Release => self.released.push(event),
             Disposition::Retry { at, attempt, failure, unroutable_since } => {
-                let record = Record {
-                    attempt: *attempt,
-                    not_before: Some(*at),
-                    failure: failure.clone().or_else(|| record_of(delivery, hand).failure),
-                    unroutable_since: *unroutable_since,
-                    ..record_of(delivery, hand)
-                };
+                let record = record_of(delivery, hand).again(*at, *attempt, failure.clone(), *unroutable_since);
                 let data = stored::write(&record);
                 self.retried.push(json!([event, at.as_millis(), i64::from(hand.suspect), data]));
                 self.retried_events.push(event);
@@ -163,13 +157,18 @@ impl Batch {
 
 /// What is known of a delivery so far, for the record that replaces it.
 fn record_of(delivery: &Delivery, hand: &Hand) -> Record {
-    let mut record = delivery.record.as_deref().cloned().unwrap_or_default();
-    record.first_seen.get_or_insert(hand.claimed);
-    record.origin.get_or_insert_with(|| delivery.origin().to_string());
-    if record.topic.is_none() {
-        record.topic = delivery.channel.place.topic.clone();
+    let fresh = Record::fresh(&delivery.origin());
+    let Some(record) = delivery.record.as_deref().cloned() else {
+        return Record { first_seen: Some(hand.claimed), ..fresh };
+    };
+    Record {
+        first_seen: record.first_seen.or(Some(hand.claimed)),
+        origin: record.origin.or(fresh.origin),
+        event_id: record.event_id.or(fresh.event_id),
+        event_source: record.event_source.or(fresh.event_source),
+        topic: record.topic.or(fresh.topic),
+        ..record
     }
-    record
 }
 
 /// `STATEMENT AND COLUMN IN (...)`, as a range where the numbers have no gaps, which is what a backlog looks like.

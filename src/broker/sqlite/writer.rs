@@ -391,6 +391,9 @@ impl Writer {
         if part.has(Part::Settlements) || part.has(Part::DeadLetters) {
             self.settle_stale(part).await?;
         }
+        if self.makes_work(part) {
+            self.stir();
+        }
         let mut script = Script::begin();
         let mut guarded = false;
         if let Some(worker) = self.worker {
@@ -408,21 +411,26 @@ impl Writer {
                 for (desk, _, _) in looks {
                     desk.answer(Vec::new());
                 }
+                self.stir();
                 return Err(self.see_to_guards(error).await);
             }
         };
         // From here on it is stored; nothing below can fail.
         self.settled(part);
-        let stored = posts.stored;
         self.posted(posts);
-        if guarded || stored {
-            self.stir();
-        }
         for (desk, chosen, now) in claimed {
             let deliveries = self.deliver(&desk, chosen, now);
             desk.answer(deliveries);
         }
         Ok(())
+    }
+
+    /// Whether what is about to be stored may be claimed at once: the looks of the same transaction see it.
+    fn makes_work(&self, part: Part) -> bool {
+        let again = |item: &Item| item.desk.queue.ordered || item.disposition != Disposition::Ack;
+        (part.has(Part::Posts) && !self.pending.posts.is_empty())
+            || (part.has(Part::Settlements) && !self.pending.released.is_empty())
+            || self.pending.items.iter().any(|item| part.has(part_of(&item.disposition)) && again(item))
     }
 
     /// Says settlements, marks and releases; whether there were any.
@@ -592,8 +600,7 @@ impl Writer {
             });
             posted.results.push(results.collect());
         }
-        posted.stored = !batch.is_empty();
-        if posted.stored {
+        if !batch.is_empty() {
             script.add("SELECT json('queues have changed') FROM meta WHERE generation <> ?");
             script.bind(self.directory.generation);
             batch.write(script, now);
@@ -872,7 +879,6 @@ type Claimed = (Arc<Desk>, Vec<Candidate>, Timestamp);
 #[derive(Default)]
 struct Posted {
     results: Vec<Vec<Result<Published, Error>>>,
-    stored: bool,
 }
 
 fn part_of(disposition: &Disposition) -> Part {

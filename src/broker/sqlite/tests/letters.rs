@@ -39,9 +39,9 @@ async fn a_letter_is_whole_and_a_replay_brings_it_back_as_it_was() {
     assert_eq!(bodies(&again), ["a"]);
     let record = again[0].record.as_ref().expect("a record");
     assert_eq!((record.attempt.get(), record.replays, record.job.clone()), (1, 1, None));
-    assert_eq!(record.event_id.as_deref(), Some("a"));
-    assert_eq!(again[0].message.headers.get("ce-expirytime"), None);
-    assert_eq!(again[0].message.headers.get("x"), Some(&b"y"[..]));
+    let event = crate::message::decode(&again[0].message, &again[0].origin(), Some(record)).expect("whole");
+    assert_eq!((event.id.as_str(), event.topic.as_deref(), event.expires), ("sqlite:t:1", Some("t"), None));
+    assert_eq!(again[0].message, original.message);
     // It fails again, and is a letter again, with another id.
     settle(&opened, again, &dead(Reason::Exhausted, "a")).await;
     let letters_again = list(&broker).await;
