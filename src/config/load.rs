@@ -99,7 +99,8 @@ pub fn check(source: Source) -> Result<Loaded, Faults> {
     loaded.filter(|_| faults.is_empty()).ok_or_else(|| Faults::of(faults))
 }
 
-fn read(source: Source) -> (Option<Loaded>, Vec<Fault>, Vec<Fault>) {
+/// What could be made of it, its faults, and the variables that name no key.
+pub(super) fn read(source: Source) -> (Option<Loaded>, Vec<Fault>, Vec<Fault>) {
     let mut faults = Vec::new();
     let mut tree = Table::new();
     let mut broken = false;

@@ -424,6 +424,35 @@ fn the_defaults_of_the_catalogue_are_those_of_the_code() {
 }
 
 #[test]
+fn every_key_of_the_catalogue_changes_something() {
+    let base = || file("broker = \"sqlite://a.db\"\n[queues.q]\n[jobs.j]\nhttp = \"http://h/\"");
+    // Beside the key itself a second one may be needed; faults of that kind are no matter here.
+    let config = |source| format!("{:?}", super::load::read(source).0.map(|loaded| loaded.config));
+    let before = config(base());
+    for key in KEYS.iter().filter(|key| key.kind != Kind::Reserved) {
+        let path = key.path.replacen("queues.*", "queues.q", 1).replacen("jobs.*", "jobs.j", 1).replacen('*', "x-y", 1);
+        let value = match key.kind {
+            Kind::Address => "memory://",
+            Kind::Count(..) => "5",
+            Kind::Number(..) => "1.0",
+            Kind::Size => "1MiB",
+            Kind::Duration(_) => "17s",
+            Kind::Choice(choices) => choices.iter().find(|choice| !key.default.contains(*choice)).unwrap(),
+            Kind::Start => "latest",
+            Kind::Keep => "forever",
+            Kind::Url => "http://other/",
+            Kind::Listen => "none",
+            Kind::Level => "debug",
+            Kind::Bool if key.default == "true" => "false",
+            Kind::Bool => "true",
+            _ => "other",
+        };
+        let after = config(base().sets([format!("{path}={value}")]));
+        assert_ne!(before, after, "{} is not read", key.path);
+    }
+}
+
+#[test]
 fn the_schema_knows_every_key() {
     let schema: serde_json::Value = serde_json::from_str(&golden("windlass.schema.json", &schema())).unwrap();
     for key in KEYS {

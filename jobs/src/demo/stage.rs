@@ -120,7 +120,7 @@ fn event<'c>(client: &'c Client, id: &str, report: &Report) -> Draft<'c, ToTopic
 
 /// Bytes that say they are JSON and are not.
 fn damaged(client: &Client) -> Draft<'_, ToTopic> {
-    let bytes: &'static [u8] = b"{\"report_id\":\"R-0570\",\"patient_id\":\"P-\xff\xfe\x00";
+    let bytes: &'static [u8] = b"\x89\xfe{\"report_id\":\"R-0570\",\"patient_id\":\"P-";
     client.publish_bytes(TOPIC, bytes).content_type("application/json").id("report-R-0570")
 }
 
