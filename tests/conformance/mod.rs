@@ -78,3 +78,8 @@ promises! {
     memory: subject::Memory,
     nats: subject::Nats,
 }
+
+#[cfg(feature = "kafka")]
+promises! {
+    kafka: subject::Kafka,
+}

@@ -31,24 +31,29 @@ impl Desk {
     /// `None`: Kafka is not here.
     pub fn new() -> Option<Self> {
         static BROKER: OnceLock<Option<Kafka>> = OnceLock::new();
+        let address = match std::env::var("WINDLASS_TEST_KAFKA_URL") {
+            Ok(url) => url,
+            Err(_) => BROKER.get_or_init(Kafka::start).as_ref()?.url(),
+        };
+        Some(Self::at(address))
+    }
+
+    /// On a broker of the test's own.
+    pub fn at(address: String) -> Self {
         static NAMES: AtomicU32 = AtomicU32::new(0);
         if std::env::var_os("RUST_LOG").is_some() {
             let filter = tracing_subscriber::EnvFilter::from_default_env();
             // A second test finds it set.
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         }
-        let address = match std::env::var("WINDLASS_TEST_KAFKA_URL") {
-            Ok(url) => url,
-            Err(_) => BROKER.get_or_init(Kafka::start).as_ref()?.url(),
-        };
         let name = format!("t{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
-        Some(Self {
+        Self {
             address,
             namespace: Namespace::new(&name).unwrap(),
             kafka: broker::KafkaOptions::default(),
             queues: Vec::new(),
             workers: AtomicU32::new(0),
-        })
+        }
     }
 
     /// A topic's name that no other test has.

@@ -3,3 +3,9 @@
 mod desk;
 
 mod path;
+
+mod outage;
+
+mod rebalance;
+
+mod inspect;

@@ -5,6 +5,7 @@
 //! callback.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::client::{ClientContext, OAuthToken};
@@ -33,8 +34,8 @@ pub enum Change {
 pub struct Context {
     changes: Mutex<Vec<Change>>,
     closing: AtomicBool,
-    /// No broker answers.
-    down: AtomicBool,
+    /// When it was last said that no broker answers; it is said again for as long as that is so.
+    down: Mutex<Option<Instant>>,
     /// What a person must change: a wrong password, a certificate that is not trusted.
     refused: Mutex<Option<String>>,
     token_command: Option<String>,
@@ -58,12 +59,7 @@ impl Context {
 
     /// Whether no broker answers.
     pub fn is_down(&self) -> bool {
-        self.down.load(Ordering::Relaxed)
-    }
-
-    /// A broker has answered.
-    pub fn is_up(&self) {
-        self.down.store(false, Ordering::Relaxed);
+        self.down.lock().is_some_and(|said| said.elapsed() < Duration::from_secs(3))
     }
 
     /// What a person must change, if something was found.
@@ -87,8 +83,8 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => {
-                self.down.store(true, Ordering::Relaxed);
+            Some(RDKafkaErrorCode::AllBrokersDown) => {
+                *self.down.lock() = Some(Instant::now());
             }
             Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => {
                 *self.refused.lock() = Some(format!("the broker does not let us in: {}", plain(reason)));
@@ -98,7 +94,7 @@ impl ClientContext for Context {
             }
             _ => {}
         }
-        tracing::debug!(%error, reason, "librdkafka reports an error");
+        tracing::trace!(%error, reason, "librdkafka reports an error");
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {

@@ -1,36 +1,423 @@
-//! Dead letters.
+//! Dead letters: records of `dlq.N.Q`, less those that a mark says are gone.
+//!
+//! A letter's id is where it lies, `PARTITION-OFFSET`, or what an import says. A replay is one transaction: the record
+//! on the queue's own topic and the mark.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, StreamExt as _};
+use parking_lot::Mutex;
 
 use super::super::{DeadLetters, Error, Letter, LetterQuery, Mend, ReplayGuard};
-use crate::message::QueueName;
+use super::config::Settings;
+use super::marks::{self, Marks};
+use super::native::Arrived;
+use super::publish::KafkaPublisher;
+use super::scan::scan;
+use super::topics::{Kind, Topics, blocking};
+use super::transaction::Transactor;
+use super::{names, outgoing};
+use crate::message::record::{self, Dead};
+use crate::message::{Binding, Message, Namespace, Origin, Place, QueueName, attribute, cloudevents, decode};
+use crate::time::Clock;
 
-/// Being built.
-pub struct Dead;
+/// The header under which an imported letter keeps its id.
+const ID: &str = "__dlq.errors.windlass.id";
+/// Letters in one transaction.
+const CHUNK: usize = 200;
 
-fn later() -> Error {
-    Error::Usage("not on Kafka yet".to_owned())
+/// See the module's documentation.
+#[derive(Clone)]
+pub struct KafkaDead {
+    /// For clients of its own.
+    pub settings: Settings,
+    /// The namespace.
+    pub namespace: Namespace,
+    /// Topics.
+    pub topics: Arc<Topics>,
+    /// For marks that stand alone.
+    pub publisher: Arc<KafkaPublisher>,
+    /// The wall clock.
+    pub clock: Clock,
+    /// How long a claim lasts unless it is renewed.
+    pub lease: Duration,
+    /// How long dead letters are kept.
+    pub keep: Vec<(QueueName, Option<Duration>)>,
+    transactor: Arc<Mutex<Option<Transactor>>>,
 }
 
-impl DeadLetters for Dead {
-    fn list(&self, _: LetterQuery) -> BoxStream<'_, Result<Letter, Error>> {
-        Box::pin(futures_util::stream::iter([Err(later())]))
+/// A letter and where it lies.
+struct Found {
+    at: (i32, i64),
+    letter: Letter,
+}
+
+impl KafkaDead {
+    /// With these parts.
+    pub fn new(
+        settings: &Settings,
+        namespace: &Namespace,
+        topics: &Arc<Topics>,
+        publisher: &Arc<KafkaPublisher>,
+        clock: &Clock,
+        lease: Duration,
+        keep: Vec<(QueueName, Option<Duration>)>,
+    ) -> Self {
+        Self {
+            settings: settings.clone(),
+            namespace: namespace.clone(),
+            topics: topics.clone(),
+            publisher: publisher.clone(),
+            clock: clock.clone(),
+            lease,
+            keep,
+            transactor: Arc::default(),
+        }
     }
 
-    fn begin_replay<'a>(&'a self, _: &'a QueueName) -> BoxFuture<'a, Result<ReplayGuard, Error>> {
-        Box::pin(async { Err(later()) })
+    /// The queues that have a topic of dead letters.
+    async fn queues(&self, only: Option<&QueueName>) -> Result<Vec<QueueName>, Error> {
+        let cluster = self.topics.cluster().await?;
+        let all = cluster.topics.keys().filter_map(|topic| names::queue_of_dead(&self.namespace, topic));
+        Ok(all.filter(|queue| only.is_none_or(|only| only == queue)).collect())
     }
 
-    fn replay<'a>(&'a self, letters: &'a [Letter], _: &'a Mend) -> BoxFuture<'a, Vec<Result<bool, Error>>> {
-        Box::pin(async { letters.iter().map(|_| Err(later())).collect() })
+    async fn marks(&self) -> Result<Marks, Error> {
+        let (settings, namespace) = (self.settings.clone(), self.namespace.clone());
+        blocking(move || Marks::read(&settings, &namespace)).await
+    }
+
+    /// The letters of a queue that are there, each id once.
+    async fn found(&self, queue: &QueueName, marks: &Arc<Marks>) -> Result<Vec<Found>, Error> {
+        let (settings, namespace, queue) = (self.settings.clone(), self.namespace.clone(), queue.clone());
+        let marks = marks.clone();
+        blocking(move || {
+            let mut found: BTreeMap<String, Found> = BTreeMap::new();
+            let mut known = BTreeSet::new();
+            let topic = names::dead(&namespace, &queue);
+            scan(&settings, &format!("{namespace}._reader"), &topic, |partition, arrived| {
+                let at = (partition, arrived.offset);
+                if marks.is_gone(&queue, at) {
+                    return;
+                }
+                let Some((letter, imported)) = letter(&topic, &queue, partition, arrived) else {
+                    tracing::warn!(
+                        topic,
+                        partition,
+                        offset = at.1,
+                        "what lies among the dead letters is none of windlass"
+                    );
+                    return;
+                };
+                // Where transactions are denied a kill may leave two of one failure.
+                let identity = (letter.record.origin.clone(), letter.record.replays);
+                if !imported && identity.0.is_some() && !known.insert(identity) {
+                    return;
+                }
+                found.insert(letter.id.clone(), Found { at, letter });
+            })?;
+            Ok(found.into_values().collect())
+        })
+        .await
+    }
+
+    async fn list_all(&self, query: &LetterQuery) -> Result<Vec<Letter>, Error> {
+        let marks = Arc::new(self.marks().await?);
+        let mut letters = Vec::new();
+        for queue in self.queues(query.queue.as_ref()).await? {
+            letters.extend(self.found(&queue, &marks).await?.into_iter().map(|found| found.letter));
+        }
+        letters.retain(|letter| {
+            query.since.is_none_or(|since| letter.failure.last >= since)
+                && query.until.is_none_or(|until| letter.failure.last < until)
+        });
+        letters.sort_by(|a, b| a.failure.last.cmp(&b.failure.last).then_with(|| a.id.cmp(&b.id)));
+        if !query.oldest_first {
+            letters.reverse();
+        }
+        Ok(letters)
+    }
+
+    /// Where these letters lie, by queue and id; what is gone is absent.
+    async fn places(&self, letters: &[Letter]) -> Result<BTreeMap<(QueueName, String), (i32, i64)>, Error> {
+        let marks = Arc::new(self.marks().await?);
+        let mut places = BTreeMap::new();
+        let queues: BTreeSet<&QueueName> = letters.iter().map(|letter| &letter.queue).collect();
+        for queue in queues {
+            let plain =
+                letters.iter().filter(|letter| letter.queue == *queue).all(|letter| position(&letter.id).is_some());
+            if plain {
+                // The id says where it lies.
+                for letter in letters.iter().filter(|letter| letter.queue == *queue) {
+                    if let Some(at) = position(&letter.id).filter(|at| !marks.is_gone(queue, *at)) {
+                        places.insert((queue.clone(), letter.id.clone()), at);
+                    }
+                }
+                continue;
+            }
+            for found in self.found(queue, &marks).await? {
+                places.insert((queue.clone(), found.letter.id), found.at);
+            }
+        }
+        Ok(places)
+    }
+
+    /// Writes these in one transaction, where the broker lets us have one.
+    async fn write(&self, records: Vec<(String, Message)>) -> Result<(), Error> {
+        let this = self.clone();
+        blocking(move || {
+            let mut transactor = this.transactor.lock();
+            let transactor = transactor.get_or_insert_with(|| {
+                let id = format!("{}._letters.{}", this.namespace, uuid::Uuid::now_v7());
+                Transactor::new(this.settings.mover(&id), this.settings.token_command())
+            });
+            let records: Vec<_> = records.iter().map(|(topic, message)| (topic.as_str(), message)).collect();
+            transactor.write(&records, None).map(|_| ()).map_err(Error::Unavailable)
+        })
+        .await
+    }
+
+    /// Writes what each letter needs, a chunk in a transaction.
+    async fn each(
+        &self,
+        letters: &[Letter],
+        records: impl Fn(&Letter, (i32, i64)) -> Vec<(String, Message)>,
+    ) -> Vec<Result<bool, Error>> {
+        let prepared = async {
+            self.topics.ensure(&names::marks(&self.namespace), Kind::Marks, None).await?;
+            self.places(letters).await
+        };
+        let places = match prepared.await {
+            Ok(places) => places,
+            Err(error) => return letters.iter().map(|_| Err(again(&error))).collect(),
+        };
+        let mut results = Vec::with_capacity(letters.len());
+        for chunk in letters.chunks(CHUNK) {
+            let found: Vec<_> =
+                chunk.iter().map(|letter| places.get(&(letter.queue.clone(), letter.id.clone())).copied()).collect();
+            let all: Vec<_> =
+                chunk.iter().zip(&found).filter_map(|(letter, at)| Some(records(letter, (*at)?))).flatten().collect();
+            let written = if all.is_empty() { Ok(()) } else { self.write(all).await };
+            results.extend(found.iter().map(|at| match &written {
+                Ok(()) => Ok(at.is_some()),
+                Err(error) if at.is_some() => Err(again(error)),
+                Err(_) => Ok(false),
+            }));
+        }
+        results
+    }
+
+    /// Marks what is older than its queue keeps, and how many of each that was; takes away marks whose letters are
+    /// below the start of the log.
+    pub async fn expire(&self) -> Result<Vec<(QueueName, u64)>, Error> {
+        let now = self.clock.now();
+        let mut counts = Vec::new();
+        for (queue, keep) in &self.keep {
+            let Some(keep) = keep else { continue };
+            let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+            let until = crate::time::Timestamp::from_millis(now.as_millis().saturating_sub(keep));
+            let query = LetterQuery { queue: Some(queue.clone()), until: Some(until), ..LetterQuery::default() };
+            let old = self.list_all(&query).await?;
+            if old.is_empty() {
+                continue;
+            }
+            let removed = self.purge(&old).await;
+            let count = removed.iter().filter(|result| matches!(result, Ok(true))).count();
+            counts.push((queue.clone(), count as u64));
+        }
+        Ok(counts)
+    }
+
+    /// Letters of a queue, and the age of the oldest.
+    pub async fn depth(&self, queue: &QueueName) -> Result<(u64, Option<Duration>), Error> {
+        let query = LetterQuery { queue: Some(queue.clone()), oldest_first: true, ..LetterQuery::default() };
+        let letters = self.list_all(&query).await?;
+        let oldest = letters.first().map(|letter| letter.failure.last.until(self.clock.now()));
+        Ok((letters.len() as u64, oldest))
+    }
+}
+
+fn again(error: &Error) -> Error {
+    match error {
+        Error::Unavailable(text) => Error::Unavailable(text.clone()),
+        Error::Refused(text) => Error::Refused(text.clone()),
+        Error::NotFound(text) => Error::NotFound(text.clone()),
+        Error::Rejected(text) => Error::Rejected(text.clone()),
+        Error::Usage(text) => Error::Usage(text.clone()),
+    }
+}
+
+/// The place that an id of ours names.
+fn position(id: &str) -> Option<(i32, i64)> {
+    let (partition, offset) = id.split_once('-')?;
+    Some((partition.parse().ok()?, offset.parse().ok()?))
+}
+
+/// A record of a dead-letter topic as a letter, and whether it was imported.
+fn letter(topic: &str, queue: &QueueName, partition: i32, arrived: Arrived) -> Option<(Letter, bool)> {
+    let Arrived { offset, at, message } = arrived;
+    let imported = message.headers.get(ID).and_then(|id| std::str::from_utf8(id).ok()).map(str::to_owned);
+    let stored = record::read(&message.headers, Binding::Kafka).ok()?;
+    let dead = stored.dead?;
+    let failure = stored.record.failure.clone()?;
+    let message = Message { headers: stored.original, ..message };
+    let place = Place {
+        position: format!("kafka:{topic}:{partition}"),
+        source: stored.record.event_source.clone().unwrap_or_default(),
+        topic: stored.record.topic.clone(),
+        binding: Binding::Kafka,
+    };
+    let origin = Origin { place: Arc::new(place), seq: offset as u64, at };
+    let event = decode(&message, &origin, Some(&stored.record));
+    let is_imported = imported.is_some();
+    let letter = Letter {
+        id: imported.unwrap_or_else(|| format!("{partition}-{offset}")),
+        queue: queue.clone(),
+        event_id: event.ok().map(|event| event.id.to_string()).or_else(|| stored.record.event_id.clone()),
+        message,
+        binding: Binding::Kafka,
+        job: dead.job,
+        reason: dead.reason,
+        attempts: dead.attempts,
+        failure,
+        record: stored.record,
+    };
+    Some((letter, is_imported))
+}
+
+impl DeadLetters for KafkaDead {
+    fn list(&self, query: LetterQuery) -> BoxStream<'_, Result<Letter, Error>> {
+        let listed = async move {
+            match self.list_all(&query).await {
+                Ok(letters) => letters.into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            }
+        };
+        Box::pin(futures_util::stream::once(listed).flat_map(futures_util::stream::iter))
+    }
+
+    fn begin_replay<'a>(&'a self, queue: &'a QueueName) -> BoxFuture<'a, Result<ReplayGuard, Error>> {
+        Box::pin(async move {
+            let topic = names::marks(&self.namespace);
+            self.topics.ensure(&topic, Kind::Marks, None).await?;
+            let owner = uuid::Uuid::now_v7().simple().to_string();
+            let until = || Some(self.clock.now().after(self.lease));
+            self.publisher.confirm(&topic, &marks::claim(queue, &owner, None, until())).await?;
+            let marks = self.marks().await?;
+            let now = self.clock.now();
+            let holder = marks.holder(queue, now).cloned();
+            let Some(order) = holder.as_ref().filter(|holder| holder.owner == owner).map(|holder| holder.order) else {
+                self.publisher.confirm(&topic, &marks::claim(queue, &owner, None, None)).await?;
+                let left = holder.map_or(Duration::ZERO, |holder| now.until(holder.until));
+                return Err(Error::Unavailable(format!(
+                    "somebody replays from {queue} now; if that was killed, its claim ends in {} s",
+                    left.as_secs() + 1
+                )));
+            };
+            let (this, queue) = (self.clone(), queue.clone());
+            let renewal = tokio::spawn({
+                let (this, queue, owner, topic) = (this.clone(), queue.clone(), owner.clone(), topic.clone());
+                async move {
+                    loop {
+                        tokio::time::sleep(this.lease / 3).await;
+                        let until = this.clock.now().after(this.lease);
+                        let message = marks::claim(&queue, &owner, Some(order), Some(until));
+                        if let Err(error) = this.publisher.confirm(&topic, &message).await {
+                            tracing::warn!(%error, "the right to replay could not be renewed");
+                        }
+                    }
+                }
+            });
+            let runtime = tokio::runtime::Handle::current();
+            Ok(ReplayGuard::new(move || {
+                renewal.abort();
+                runtime.spawn(async move {
+                    let message = marks::claim(&queue, &owner, None, None);
+                    if let Err(error) = this.publisher.confirm(&topic, &message).await {
+                        tracing::warn!(%error, "the right to replay ends by itself, with its lease");
+                    }
+                });
+            }))
+        })
+    }
+
+    fn replay<'a>(&'a self, letters: &'a [Letter], mend: &'a Mend) -> BoxFuture<'a, Vec<Result<bool, Error>>> {
+        Box::pin(async move {
+            let queues: BTreeSet<&QueueName> =
+                letters.iter().map(|letter| mend.queue.as_ref().unwrap_or(&letter.queue)).collect();
+            for queue in queues {
+                if let Err(error) = self.topics.ensure(&names::work(&self.namespace, queue), Kind::Work, None).await {
+                    return letters.iter().map(|_| Err(again(&error))).collect();
+                }
+            }
+            let now = self.clock.now();
+            self.each(letters, |letter, at| {
+                let original = cloudevents::without(&letter.message.headers, letter.binding, attribute::EXPIRYTIME);
+                let record = letter.record.clone().replayed(mend.job.clone());
+                let headers = record::write(&original, &record, None, Binding::Kafka);
+                let body = mend.body.clone().or_else(|| letter.message.body.clone());
+                let message = Message { headers, body, key: letter.message.key.clone() };
+                let queue = mend.queue.as_ref().unwrap_or(&letter.queue);
+                vec![
+                    (names::work(&self.namespace, queue), message),
+                    (names::marks(&self.namespace), marks::gone(&letter.queue, at, Some(now))),
+                ]
+            })
+            .await
+        })
     }
 
     fn purge<'a>(&'a self, letters: &'a [Letter]) -> BoxFuture<'a, Vec<Result<bool, Error>>> {
-        Box::pin(async { letters.iter().map(|_| Err(later())).collect() })
+        Box::pin(async move {
+            let now = self.clock.now();
+            self.each(letters, |letter, at| {
+                vec![(names::marks(&self.namespace), marks::gone(&letter.queue, at, Some(now)))]
+            })
+            .await
+        })
     }
 
     fn import<'a>(&'a self, letters: &'a [Letter]) -> BoxFuture<'a, Vec<Result<(), Error>>> {
-        Box::pin(async { letters.iter().map(|_| Err(later())).collect() })
+        Box::pin(async move {
+            let prepared = async {
+                self.topics.ensure(&names::marks(&self.namespace), Kind::Marks, None).await?;
+                for letter in letters {
+                    self.topics.ensure(&names::dead(&self.namespace, &letter.queue), Kind::Dead, None).await?;
+                }
+                self.places(letters).await
+            };
+            let places = match prepared.await {
+                Ok(places) => places,
+                Err(error) => return letters.iter().map(|_| Err(again(&error))).collect(),
+            };
+            let now = self.clock.now();
+            let mut results = Vec::with_capacity(letters.len());
+            for letter in letters {
+                let lay = letter.record.origin.as_deref().and_then(outgoing::parse_lay);
+                let dead = Dead {
+                    reason: letter.reason,
+                    attempts: letter.attempts,
+                    job: letter.job.clone(),
+                    queue: letter.queue.clone(),
+                    partition: lay.as_ref().map(|lay| lay.partition),
+                    offset: lay.as_ref().map(|lay| lay.offset as u64),
+                    worker: None,
+                };
+                let mut record = letter.record.clone();
+                record.failure = Some(letter.failure.clone());
+                let headers = record::write(&letter.message.headers, &record, Some(&dead), Binding::Kafka);
+                let headers = outgoing::with(&headers, &[(ID, letter.id.as_bytes())]);
+                let message = Message { headers, ..letter.message.clone() };
+                let mut records = vec![(names::dead(&self.namespace, &letter.queue), message)];
+                if let Some(at) = places.get(&(letter.queue.clone(), letter.id.clone())) {
+                    records.push((names::marks(&self.namespace), marks::gone(&letter.queue, *at, Some(now))));
+                }
+                results.push(self.write(records).await);
+            }
+            results
+        })
     }
 }

@@ -1,39 +1,398 @@
-//! What the cluster holds.
+//! What the cluster holds, read without a worker: backlogs from offsets and from what commits say beside them.
+//!
+//! A group's lag counts what is finished above the watermark and the markers of transactions. So the finished ones
+//! are taken off by the commit's metadata, and a short backlog is counted by reading it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::{Error, Finding, Inspect, KnownQueue, QueueStatus};
-use crate::message::QueueName;
+use super::config::Settings;
+use super::context::Context;
+use super::dead::KafkaDead;
+use super::marks::{self, Marks};
+use super::memo::Memo;
+use super::scan::scan_from;
+use super::topics::{Cluster, Kind, blocking, classify};
+use super::{doctor, names, outgoing};
+use crate::message::record::read;
+use crate::message::{Binding, Namespace, QueueName, Topic};
+use crate::time::Timestamp;
 
-/// Being built.
-pub struct Look;
+/// Backlogs of a partition up to this are counted by reading them.
+const COUNTED: i64 = 2_000;
+/// How long one question may take.
+const ASK: Duration = Duration::from_secs(10);
 
-fn later() -> Error {
-    Error::Usage("not on Kafka yet".to_owned())
+/// See the module's documentation.
+#[derive(Clone)]
+pub struct KafkaInspect {
+    /// Dead letters, topics, marks.
+    pub dead: KafkaDead,
+    /// What the configuration says of each queue.
+    pub queues: Arc<Vec<super::super::Queue>>,
+    /// Names this process.
+    pub worker: Arc<str>,
 }
 
-impl Inspect for Look {
-    fn status<'a>(&'a self, _: &'a [QueueName]) -> BoxFuture<'a, Result<Vec<QueueStatus>, Error>> {
-        Box::pin(async { Err(later()) })
+/// What one partition of a queue holds.
+struct Backlog {
+    topic: String,
+    number: i32,
+    committed: i64,
+    high: i64,
+    memo: Memo,
+}
+
+/// Figures of the records in a backlog.
+#[derive(Default)]
+struct Figures {
+    ready: u64,
+    retrying: u64,
+    scheduled: u64,
+    retry_due: Option<Timestamp>,
+    oldest: Option<Timestamp>,
+}
+
+impl KafkaInspect {
+    fn namespace(&self) -> &Namespace {
+        &self.dead.namespace
+    }
+
+    /// Queues that have a topic of their own at the broker.
+    fn known(&self, cluster: &Cluster) -> BTreeSet<QueueName> {
+        let topics = cluster.topics.keys();
+        topics
+            .filter_map(|topic| {
+                names::queue_of_work(self.namespace(), topic).or_else(|| names::queue_of_dead(self.namespace(), topic))
+            })
+            .collect()
+    }
+
+    async fn marks(&self) -> Result<Marks, Error> {
+        let (settings, namespace) = (self.dead.settings.clone(), self.namespace().clone());
+        blocking(move || Marks::read(&settings, &namespace)).await
+    }
+
+    /// What each partition that a queue reads holds.
+    async fn backlogs(&self, queue: &QueueName, cluster: &Cluster) -> Result<Vec<Backlog>, Error> {
+        let settings = self.dead.settings.clone();
+        let group = names::group(self.namespace(), queue);
+        let work = names::work(self.namespace(), queue);
+        let heard: BTreeSet<String> = self
+            .queues
+            .iter()
+            .filter(|known| known.name == *queue)
+            .flat_map(|known| known.topics.iter().map(|topic| topic.as_str().to_owned()))
+            .collect();
+        let partitions: Vec<(String, i32)> = cluster
+            .topics
+            .iter()
+            .filter(|(topic, _)| !topic.starts_with("__"))
+            .flat_map(|(topic, seats)| seats.iter().map(|seat| (topic.clone(), seat.number)))
+            .collect();
+        blocking(move || backlogs(&settings, &group, &work, &heard, &partitions)).await
+    }
+
+    async fn figures(&self, backlogs: Vec<Backlog>) -> Result<Figures, Error> {
+        let settings = self.dead.settings.clone();
+        let now = self.dead.clock.now();
+        let reader = format!("{}._reader", self.namespace());
+        blocking(move || {
+            let mut figures = Figures::default();
+            let mut topics: BTreeMap<String, Vec<Backlog>> = BTreeMap::new();
+            for backlog in backlogs {
+                for waiting in &backlog.memo.waiting {
+                    figures.retrying += 1;
+                    figures.retry_due = Some(figures.retry_due.map_or(waiting.due, |due| due.min(waiting.due)));
+                }
+                topics.entry(backlog.topic.clone()).or_default().push(backlog);
+            }
+            for (topic, parts) in topics {
+                count(&settings, &reader, &topic, &parts, now, &mut figures)?;
+            }
+            Ok(figures)
+        })
+        .await
+    }
+
+    /// What waits in the delay topics, by queue.
+    async fn delayed(&self, cluster: &Cluster) -> Result<BTreeMap<String, Figures>, Error> {
+        let prefix = format!("{}.delay.", self.namespace());
+        let topics: BTreeSet<String> =
+            cluster.topics.keys().filter(|topic| topic.starts_with(&prefix)).cloned().collect();
+        if topics.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let settings = self.dead.settings.clone();
+        let group = names::delay_group(self.namespace());
+        let reader = format!("{}._reader", self.namespace());
+        let partitions: Vec<(String, i32)> = cluster
+            .topics
+            .iter()
+            .filter(|(topic, _)| topics.contains(*topic))
+            .flat_map(|(topic, seats)| seats.iter().map(|seat| (topic.clone(), seat.number)))
+            .collect();
+        blocking(move || {
+            let mut by_queue: BTreeMap<String, Figures> = BTreeMap::new();
+            let mut starts: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
+            for backlog in backlogs(&settings, &group, "", &topics, &partitions)? {
+                starts.entry(backlog.topic).or_default().insert(backlog.number, backlog.committed);
+            }
+            for (topic, from) in starts {
+                scan_from(&settings, &reader, &topic, &from, |_, arrived| {
+                    let Some(queue) = outgoing::destination(&arrived.message) else { return true };
+                    let Ok(stored) = read(&arrived.message.headers, Binding::Kafka) else { return true };
+                    let figures = by_queue.entry(queue).or_default();
+                    if stored.record.attempt.get() > 1 {
+                        figures.retrying += 1;
+                        let due = stored.record.not_before;
+                        figures.retry_due = match (figures.retry_due, due) {
+                            (Some(a), Some(b)) => Some(a.min(b)),
+                            (a, b) => a.or(b),
+                        };
+                    } else {
+                        figures.scheduled += 1;
+                    }
+                    true
+                })?;
+            }
+            Ok(by_queue)
+        })
+        .await
+    }
+}
+
+/// Counts a short backlog by reading it, a long one by its offsets.
+fn count(
+    settings: &Settings,
+    reader: &str,
+    topic: &str,
+    parts: &[Backlog],
+    now: Timestamp,
+    figures: &mut Figures,
+) -> Result<(), Error> {
+    let mut from = BTreeMap::new();
+    for part in parts {
+        let finished: i64 = part.memo.finished.iter().map(|(from, to)| to - from).sum();
+        let left = part.high - part.committed - finished - part.memo.waiting.len() as i64;
+        if left <= 0 {
+            from.insert(part.number, part.high);
+            continue;
+        }
+        from.insert(part.number, part.committed);
+        if part.high - part.committed > COUNTED {
+            figures.ready += left as u64;
+        }
+    }
+    let by_number: BTreeMap<i32, &Backlog> = parts.iter().map(|part| (part.number, part)).collect();
+    scan_from(settings, reader, topic, &from, |number, arrived| {
+        let Some(part) = by_number.get(&number) else { return false };
+        let long = part.high - part.committed > COUNTED;
+        let offset = arrived.offset;
+        let known = part.memo.finished.iter().any(|(from, to)| (from..to).contains(&offset))
+            || part.memo.waiting.iter().any(|waiting| waiting.offset == offset);
+        if known {
+            return true;
+        }
+        let due = read(&arrived.message.headers, Binding::Kafka).ok().and_then(|stored| stored.record.not_before);
+        match due.filter(|due| *due > now) {
+            Some(_) if long => {}
+            Some(_) => figures.scheduled += 1,
+            None => {
+                figures.ready += u64::from(!long);
+                figures.oldest = Some(figures.oldest.map_or(arrived.at, |oldest| oldest.min(arrived.at)));
+            }
+        }
+        !long
+    })?;
+    Ok(())
+}
+
+/// Committed offsets and metadata of a group, for the partitions that it has committed, hears or owns. Blocks.
+fn backlogs(
+    settings: &Settings,
+    group: &str,
+    work: &str,
+    heard: &BTreeSet<String>,
+    partitions: &[(String, i32)],
+) -> Result<Vec<Backlog>, Error> {
+    let failed = |error| classify(&format!("read the offsets of group {group}"), &error, &settings.shown);
+    let context = Context::new(settings.token_command());
+    let consumer: BaseConsumer<Context> =
+        settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
+    consumer.context().close();
+    let mut list = TopicPartitionList::new();
+    for (topic, number) in partitions {
+        list.add_partition(topic, *number);
+    }
+    let mut backlogs = Vec::new();
+    if partitions.is_empty() {
+        return Ok(backlogs);
+    }
+    let committed = consumer.committed_offsets(list, ASK).map_err(failed)?;
+    for element in committed.elements() {
+        let (topic, number) = (element.topic(), element.partition());
+        let (offset, memo) = match element.offset() {
+            Offset::Offset(offset) => (Some(offset), Memo::read(element.metadata(), offset)),
+            _ if heard.contains(topic) || topic == work => (None, None),
+            _ => continue,
+        };
+        let (low, high) = consumer.fetch_watermarks(topic, number, ASK).map_err(failed)?;
+        backlogs.push(Backlog {
+            topic: topic.to_owned(),
+            number,
+            committed: offset.unwrap_or(low).max(low),
+            high,
+            memo: memo.unwrap_or_default(),
+        });
+    }
+    Ok(backlogs)
+}
+
+impl Inspect for KafkaInspect {
+    fn status<'a>(&'a self, queues: &'a [QueueName]) -> BoxFuture<'a, Result<Vec<QueueStatus>, Error>> {
+        Box::pin(async move {
+            let cluster = self.dead.topics.cluster().await?;
+            let known = self.known(&cluster);
+            let wanted: Vec<QueueName> =
+                if queues.is_empty() { known.iter().cloned().collect() } else { queues.to_vec() };
+            if let Some(unknown) = wanted.iter().find(|queue| !known.contains(*queue)) {
+                return Err(Error::NotFound(format!(
+                    "queue {unknown} is not known at {}; no worker has opened it yet",
+                    self.dead.settings.shown
+                )));
+            }
+            let marks = self.marks().await?;
+            let delayed = self.delayed(&cluster).await?;
+            let now = self.dead.clock.now();
+            let mut all = Vec::with_capacity(wanted.len());
+            for queue in &wanted {
+                let backlogs = self.backlogs(queue, &cluster).await?;
+                let mut notes = Vec::new();
+                for backlog in &backlogs {
+                    let span: i64 = backlog.memo.finished.iter().map(|(from, to)| to - from).sum();
+                    if span > 10_000 {
+                        notes.push(format!(
+                            "{}:{} is held up by offset {}: {span} behind it are finished",
+                            backlog.topic, backlog.number, backlog.committed
+                        ));
+                    }
+                }
+                let figures = self.figures(backlogs).await?;
+                let later = delayed.get(queue.as_str());
+                let (dead, dead_oldest_age) = self.dead.depth(queue).await?;
+                let (workers, slots) = marks.workers(queue, now);
+                let due = [figures.retry_due, later.and_then(|later| later.retry_due)];
+                all.push(QueueStatus {
+                    name: queue.to_string(),
+                    ready: Some(figures.ready),
+                    running: None,
+                    retrying: Some(figures.retrying + later.map_or(0, |later| later.retrying)),
+                    retry_due: due.into_iter().flatten().min(),
+                    scheduled: Some(figures.scheduled + later.map_or(0, |later| later.scheduled)),
+                    dead: Some(dead),
+                    oldest_age: Some(figures.oldest.map_or(Duration::ZERO, |oldest| oldest.until(now))),
+                    dead_oldest_age,
+                    workers: Some(workers),
+                    slots: Some(slots),
+                    notes,
+                });
+            }
+            Ok(all)
+        })
     }
 
     fn queues(&self) -> BoxFuture<'_, Result<Vec<KnownQueue>, Error>> {
-        Box::pin(async { Err(later()) })
+        Box::pin(async move {
+            let cluster = self.dead.topics.cluster().await?;
+            let marks = self.marks().await?;
+            let now = self.dead.clock.now();
+            let mut known = Vec::new();
+            for queue in self.known(&cluster) {
+                let work = names::work(self.namespace(), &queue);
+                let topics: BTreeSet<String> = self
+                    .backlogs(&queue, &cluster)
+                    .await?
+                    .into_iter()
+                    .map(|backlog| backlog.topic)
+                    .filter(|topic| *topic != work)
+                    .collect();
+                let workers = Some(marks.workers(&queue, now).0);
+                known.push(KnownQueue { name: queue, topics: topics.into_iter().collect(), workers });
+            }
+            Ok(known)
+        })
     }
 
-    fn forget<'a>(&'a self, _: &'a QueueName, _: bool) -> BoxFuture<'a, Result<u64, Error>> {
-        Box::pin(async { Err(later()) })
+    fn forget<'a>(&'a self, queue: &'a QueueName, even_with_jobs: bool) -> BoxFuture<'a, Result<u64, Error>> {
+        Box::pin(async move {
+            let status = self.status(std::slice::from_ref(queue)).await?;
+            let status = status.first().cloned().unwrap_or_default();
+            let workers = status.workers.unwrap_or(0);
+            if workers > 0 {
+                return Err(Error::Refused(format!("{workers} workers are attached to {queue}; stop them first")));
+            }
+            let jobs = [status.ready, status.retrying, status.scheduled].into_iter().flatten().sum();
+            if jobs > 0 && !even_with_jobs {
+                return Err(Error::Refused(format!("{queue} holds {jobs} jobs; they are lost with it: --yes")));
+            }
+            self.dead.topics.delete_group(&names::group(self.namespace(), queue)).await?;
+            self.dead.topics.delete(&[&names::work(self.namespace(), queue)]).await?;
+            let (dead, _) = self.dead.depth(queue).await?;
+            if dead == 0 {
+                self.dead.topics.delete(&[&names::dead(self.namespace(), queue)]).await?;
+            }
+            Ok(jobs)
+        })
     }
 
     fn doctor(&self) -> BoxFuture<'_, Result<Vec<Finding>, Error>> {
-        Box::pin(async { Err(later()) })
+        Box::pin(async move {
+            let cluster = self.dead.topics.cluster().await?;
+            let heard: BTreeSet<&Topic> = self.queues.iter().flat_map(|queue| &queue.topics).collect();
+            let ours: Vec<String> = cluster
+                .topics
+                .keys()
+                .filter(|topic| {
+                    names::is_ours(self.namespace(), topic) || heard.iter().any(|heard| heard.as_str() == *topic)
+                })
+                .cloned()
+                .collect();
+            let settings = self.dead.topics.settings(&ours).await?;
+            let mut ages = BTreeMap::new();
+            for status in self.status(&[]).await? {
+                let topics = self.queues.iter().filter(|queue| queue.name.as_str() == status.name);
+                for topic in topics.flat_map(|queue| &queue.topics) {
+                    let age = status.oldest_age.unwrap_or_default();
+                    let oldest: &mut Duration = ages.entry(topic.as_str().to_owned()).or_default();
+                    *oldest = (*oldest).max(age);
+                }
+            }
+            let own = |topic: &str| names::is_ours(self.namespace(), topic);
+            let mut findings = doctor::examine(&cluster, &settings, &ages, own);
+            for topic in heard.iter().filter(|topic| !cluster.topics.contains_key(topic.as_str())) {
+                findings.push(doctor::missing(topic.as_str()));
+            }
+            Ok(findings)
+        })
     }
 
-    fn present<'a>(&'a self, _: &'a [(QueueName, usize)]) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
+    fn present<'a>(&'a self, queues: &'a [(QueueName, usize)]) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let topic = names::marks(self.namespace());
+            self.dead.topics.ensure(&topic, Kind::Marks, None).await?;
+            let until = self.dead.clock.now().after(self.dead.lease);
+            self.dead.publisher.confirm(&topic, &marks::worker(&self.worker, Some(until), queues)).await
+        })
     }
 
     fn expire_dead(&self) -> BoxFuture<'_, Result<Vec<(QueueName, u64)>, Error>> {
-        Box::pin(async { Ok(Vec::new()) })
+        Box::pin(self.dead.expire())
     }
 }

@@ -33,6 +33,8 @@ mod source;
 
 mod settle;
 
+mod transaction;
+
 mod mover;
 
 mod outgoing;
@@ -41,7 +43,15 @@ mod topics;
 
 mod publish;
 
+mod delay;
+
+mod scan;
+
+mod marks;
+
 mod dead;
+
+mod doctor;
 
 mod inspect;
 
@@ -65,7 +75,9 @@ struct Kafka {
     options: Options,
     topics: Arc<Topics>,
     publisher: Arc<publish::KafkaPublisher>,
+    inspect: inspect::KafkaInspect,
     open: Mutex<Vec<(Arc<state::Shared>, CancellationToken)>>,
+    delay: Mutex<Option<delay::Stop>>,
 }
 
 /// Connects to the cluster at `address`.
@@ -78,7 +90,20 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
     let publisher =
         publish::KafkaPublisher::new(&settings, &topics, &options.namespace, &options.clock, options.timeout)?;
     let publisher = Arc::new(publisher);
-    Ok(Arc::new(Kafka { settings, options, topics, publisher, open: Mutex::default() }))
+    let keep = options.queues.iter().map(|queue| (queue.name.clone(), queue.keep_dead)).collect();
+    let (namespace, clock) = (&options.namespace, &options.clock);
+    let dead = dead::KafkaDead::new(&settings, namespace, &topics, &publisher, clock, options.lease, keep);
+    let queues = Arc::new(options.queues.clone());
+    let inspect = inspect::KafkaInspect { dead, queues, worker: options.worker.clone() };
+    Ok(Arc::new(Kafka {
+        settings,
+        options,
+        topics,
+        publisher,
+        inspect,
+        open: Mutex::default(),
+        delay: Mutex::default(),
+    }))
 }
 
 impl Kafka {
@@ -101,7 +126,9 @@ impl Kafka {
         });
         let id = format!("{}.{}", names::group(namespace, &queue.name), uuid::Uuid::now_v7());
         let token_command = self.settings.token_command();
-        let mover = mover::Mover::spawn(self.settings.mover(&id), token_command.clone(), shared.wake.clone())
+        let transactor = transaction::Transactor::new(self.settings.mover(&id), token_command.clone());
+        let ensure = topics::ensure(&self.topics, namespace);
+        let mover = mover::Mover::spawn(transactor, ensure, shared.wake.clone())
             .map_err(|error| Error::Unavailable(format!("no thread for moves: {error}")))?;
         let left = CancellationToken::new();
         poll::Poll {
@@ -118,6 +145,7 @@ impl Kafka {
         }
         .spawn()?;
         self.open.lock().push((shared.clone(), left));
+        self.start_delay()?;
         let settler = settle::KafkaSettler {
             shared: shared.clone(),
             namespace: namespace.clone(),
@@ -126,6 +154,28 @@ impl Kafka {
             worker: self.options.worker.clone(),
         };
         Ok(Opened { source: Box::new(source::KafkaSource { shared }), settler: Arc::new(settler), notes: Vec::new() })
+    }
+}
+
+impl Kafka {
+    /// Starts the delay lane with the first queue.
+    fn start_delay(&self) -> Result<(), Error> {
+        let mut delay = self.delay.lock();
+        if delay.is_some() {
+            return Ok(());
+        }
+        let namespace = &self.options.namespace;
+        let id = format!("{}.{}", names::delay_group(namespace), uuid::Uuid::now_v7());
+        let lane = delay::Delay {
+            config: self.settings.consumer(&names::delay_group(namespace)),
+            token_command: self.settings.token_command(),
+            transactor: transaction::Transactor::new(self.settings.mover(&id), self.settings.token_command()),
+            ensure: topics::ensure(&self.topics, namespace),
+            namespace: namespace.clone(),
+            clock: self.options.clock.clone(),
+        };
+        *delay = Some(lane.spawn().map_err(|error| Error::Unavailable(format!("no thread for delays: {error}")))?);
+        Ok(())
     }
 }
 
@@ -147,11 +197,11 @@ impl Broker for Kafka {
     }
 
     fn dead_letters(&self) -> Arc<dyn DeadLetters> {
-        Arc::new(dead::Dead)
+        Arc::new(self.inspect.dead.clone())
     }
 
     fn inspect(&self) -> Arc<dyn Inspect> {
-        Arc::new(inspect::Look)
+        Arc::new(self.inspect.clone())
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -161,8 +211,18 @@ impl Broker for Kafka {
                 shared.state.lock().closing = true;
                 shared.wake.wake();
             }
+            if let Some(delay) = self.delay.lock().take() {
+                delay.stop();
+            }
             for (_, left) in &open {
                 left.cancelled().await;
+            }
+            if !open.is_empty() {
+                let topic = names::marks(&self.options.namespace);
+                let left = marks::worker(&self.options.worker, None, &[]);
+                if let Err(error) = self.publisher.confirm(&topic, &left).await {
+                    tracing::debug!(%error, "this worker's presence ends by itself, with its lease");
+                }
             }
             self.publisher.flush().await;
         })

@@ -11,23 +11,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
-use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::{Settled, Trouble};
 use super::context::Context;
 use super::native::Wake;
-use super::outgoing;
 use super::partition::Snapshot;
 use super::state::{Generation, Move, Shared};
+use super::topics::Ensure;
+use super::transaction::Transactor;
 
 /// Moves in one transaction.
 const MOVES: usize = 512;
 /// Between two tries of what the broker did not take.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long one step of a transaction may take.
-const STEP: Duration = Duration::from_secs(9);
 
 /// One transaction's worth.
 struct Work {
@@ -60,10 +57,10 @@ pub struct Mover {
 
 impl Mover {
     /// Starts the thread that carries moves out; its client is made when the first one comes.
-    pub fn spawn(config: ClientConfig, token_command: Option<String>, wake: Arc<Wake>) -> std::io::Result<Self> {
+    pub fn spawn(transactor: Transactor, ensure: Ensure, wake: Arc<Wake>) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
         let results = Results::default();
-        let carrier = Carrier { config, token_command, results: results.clone(), wake, producer: None, denied: false };
+        let carrier = Carrier { transactor, ensure, results: results.clone(), wake };
         std::thread::Builder::new().name("kafka-moves".to_owned()).spawn(move || carrier.run(&receiver))?;
         Ok(Self { sender: Some(sender), results, busy: false, resting: None, singly: 0 })
     }
@@ -177,172 +174,31 @@ impl Mover {
     }
 }
 
-/// What a producer was told about each record.
-#[derive(Default)]
-struct Deliveries {
-    failed: Mutex<Option<(RDKafkaErrorCode, String)>>,
-    token_command: Option<String>,
-}
-
-impl ClientContext for Deliveries {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn generate_oauth_token(&self, _: Option<&str>) -> Result<rdkafka::client::OAuthToken, Box<dyn std::error::Error>> {
-        super::config::token(self.token_command.as_deref().ok_or("kafka.sasl.token_command is not set")?)
-    }
-
-    fn log(&self, _: rdkafka::config::RDKafkaLogLevel, facility: &str, text: &str) {
-        tracing::debug!(facility, text, "librdkafka says");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "librdkafka reports an error");
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, message)) = result {
-            use rdkafka::Message as _;
-            let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-            self.failed.lock().get_or_insert((code, message.topic().to_owned()));
-        }
-    }
-}
-
 /// The carrying thread.
 struct Carrier {
-    config: ClientConfig,
-    token_command: Option<String>,
+    transactor: Transactor,
+    ensure: Ensure,
     results: Results,
     wake: Arc<Wake>,
-    producer: Option<BaseProducer<Deliveries>>,
-    /// The broker does not let us have transactions.
-    denied: bool,
 }
 
 impl Carrier {
     fn run(mut self, receiver: &mpsc::Receiver<Work>) {
         while let Ok(work) = receiver.recv() {
-            let ended = match self.carry(&work) {
-                Ok(()) if self.denied => Ended::Written,
-                Ok(()) => Ended::Committed,
+            let records: Vec<_> = work.moves.iter().map(|one| (one.topic.as_str(), &one.message)).collect();
+            let there = records.iter().try_for_each(|(topic, _)| (self.ensure)(topic));
+            let ended = match &work.generation {
+                _ if there.is_err() => there.map(|()| false),
+                Some(generation) => self.transactor.write(&records, Some((&work.offsets, generation))),
+                None => Err("the group has no generation".to_owned()),
+            };
+            let ended = match ended {
+                Ok(true) => Ended::Committed,
+                Ok(false) => Ended::Written,
                 Err(why) => Ended::Failed(why),
             };
             *self.results.lock() = Some((work, ended));
             self.wake.wake();
-        }
-    }
-
-    fn carry(&mut self, work: &Work) -> Result<(), String> {
-        if self.producer.is_none() {
-            self.producer = Some(self.connect()?);
-        }
-        let Some(producer) = &self.producer else { return Err("no producer".to_owned()) };
-        *producer.context().failed.lock() = None;
-        if self.denied {
-            write(producer, work)?;
-            return flush(producer);
-        }
-        let result = transact(producer, work);
-        if let Err((_, lasting)) = &result
-            && *lasting
-        {
-            // A producer that failed for good is replaced by the next try.
-            self.producer = None;
-        }
-        result.map_err(|(why, _)| why)
-    }
-
-    fn connect(&mut self) -> Result<BaseProducer<Deliveries>, String> {
-        let context = || Deliveries { token_command: self.token_command.clone(), ..Deliveries::default() };
-        if !self.denied {
-            let producer: BaseProducer<Deliveries> =
-                self.config.create_with_context(context()).map_err(|error| error.to_string())?;
-            match producer.init_transactions(STEP) {
-                Ok(()) => return Ok(producer),
-                Err(error) if is_denied(&error) => {
-                    tracing::warn!(%error, "transactions are denied: moves are written first and committed then");
-                    self.denied = true;
-                }
-                Err(error) => return Err(format!("transactions cannot be begun: {error}")),
-            }
-        }
-        let mut config = self.config.clone();
-        config.remove("transactional.id");
-        config.remove("transaction.timeout.ms");
-        config.create_with_context(context()).map_err(|error| error.to_string())
-    }
-}
-
-fn is_denied(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed | RDKafkaErrorCode::UnsupportedFeature)
-    )
-}
-
-fn write(producer: &BaseProducer<Deliveries>, work: &Work) -> Result<(), String> {
-    for one in &work.moves {
-        let headers = outgoing::headers(&one.message.headers);
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&one.topic).headers(headers);
-        record.payload = one.message.body.as_deref();
-        record.key = one.message.key.as_deref();
-        let deadline = Instant::now() + STEP;
-        loop {
-            match producer.send(record) {
-                Ok(()) => break,
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
-                    if Instant::now() < deadline =>
-                {
-                    record = back;
-                    producer.poll(Duration::from_millis(20));
-                }
-                Err((error, _)) => return Err(format!("{}: {error}", one.topic)),
-            }
-        }
-        producer.poll(Duration::ZERO);
-    }
-    Ok(())
-}
-
-fn flush(producer: &BaseProducer<Deliveries>) -> Result<(), String> {
-    producer.flush(STEP).map_err(|error| error.to_string())?;
-    failed(producer)
-}
-
-fn failed(producer: &BaseProducer<Deliveries>) -> Result<(), String> {
-    match producer.context().failed.lock().take() {
-        Some((code, topic)) => Err(format!("{topic}: {code}")),
-        None => Ok(()),
-    }
-}
-
-/// One transaction; an error says whether the producer is of no more use.
-fn transact(producer: &BaseProducer<Deliveries>, work: &Work) -> Result<(), (String, bool)> {
-    let Some(generation) = &work.generation else { return Err(("the group has no generation".to_owned(), false)) };
-    producer.begin_transaction().map_err(|error| (error.to_string(), true))?;
-    let result = write(producer, work)
-        .and_then(|()| flush(producer))
-        .and_then(|()| again(|| producer.send_offsets_to_transaction(&work.offsets, generation, STEP)))
-        .and_then(|()| again(|| producer.commit_transaction(STEP)));
-    result.map_err(|why| {
-        let why = failed(producer).err().unwrap_or(why);
-        let aborted = producer.abort_transaction(STEP);
-        (why, aborted.is_err())
-    })
-}
-
-/// Steps that may be repeated are repeated: a commit that timed out may have been carried out.
-fn again(mut step: impl FnMut() -> Result<(), KafkaError>) -> Result<(), String> {
-    let deadline = Instant::now() + STEP * 3;
-    loop {
-        match step() {
-            Ok(()) => return Ok(()),
-            Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {}
-            Err(error) => return Err(error.to_string()),
         }
     }
 }

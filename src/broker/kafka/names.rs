@@ -35,6 +35,15 @@ pub fn delay(namespace: &Namespace, tier: Duration) -> String {
     format!("{namespace}.delay.{}", crate::time::format_duration(tier))
 }
 
+/// Whether a topic's name is one of those that we create.
+pub fn is_ours(namespace: &Namespace, topic: &str) -> bool {
+    let tier = topic.strip_prefix(namespace.as_str()).and_then(|rest| rest.strip_prefix(".delay."));
+    topic == marks(namespace)
+        || tier.is_some_and(|tier| crate::time::parse_duration(tier).is_ok())
+        || queue_of_work(namespace, topic).is_some()
+        || queue_of_dead(namespace, topic).is_some()
+}
+
 /// The queue of a work topic.
 pub fn queue_of_work(namespace: &Namespace, topic: &str) -> Option<QueueName> {
     QueueName::new(topic.strip_prefix(namespace.as_str())?.strip_prefix(".work.")?).ok()
@@ -86,5 +95,8 @@ mod tests {
         assert_eq!(queue_of_work(&namespace, &work(&namespace, &queue)), Some(queue.clone()));
         assert_eq!(queue_of_dead(&namespace, &dead(&namespace, &queue)), Some(queue));
         assert_eq!(queue_of_dead(&namespace, "dlq.other.q"), None);
+        assert!(
+            is_ours(&namespace, "n.delay.1m") && is_ours(&namespace, "n.marks") && !is_ours(&namespace, "n.orders")
+        );
     }
 }

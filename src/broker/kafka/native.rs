@@ -73,11 +73,6 @@ impl Batch {
     pub fn new(size: usize) -> Self {
         Self { pointers: vec![std::ptr::null_mut(); size], records: Vec::with_capacity(size), errors: Vec::new() }
     }
-
-    /// The most records that a read gives.
-    pub fn size(&self) -> usize {
-        self.pointers.len()
-    }
 }
 
 /// A partition's own queue, split off the consumer's.

@@ -47,6 +47,12 @@ impl<T> Gate<T> {
         None
     }
 
+    /// Forgets the parked ones.
+    pub fn clear(&mut self) -> impl Iterator<Item = T> {
+        self.parked = 0;
+        std::mem::take(&mut self.lines).into_values().flatten()
+    }
+
     /// How many are parked.
     pub fn parked(&self) -> usize {
         self.parked

@@ -9,7 +9,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use crate::message::headers::Builder;
 use crate::message::record::Dead;
 use crate::message::record::Record;
-use crate::message::{Headers, Message, Origin, QueueName};
+use crate::message::{Headers, Message, QueueName};
 
 /// The header that tells the delay lane whose record it is.
 pub const DESTINATION: &str = "retry_topic-windlass-queue";
@@ -79,13 +79,18 @@ pub fn delayed(message: Message, queue: &QueueName) -> Message {
     Message { headers, ..message }
 }
 
-/// The numbers in an origin `kafka:TOPIC:PARTITION:OFFSET:MS`.
-pub fn lay(origin: &Origin) -> Option<Lay<'_>> {
-    let (topic, partition) = origin.place.position.strip_prefix("kafka:")?.rsplit_once(':')?;
-    Some(Lay { topic, partition: partition.parse().ok()?, offset: origin.seq as i64, at: origin.at })
+/// The same without the header that only the delay lane reads.
+pub fn arrived(message: Message) -> Message {
+    let headers = message.headers.iter().filter(|(name, _)| *name != DESTINATION).collect();
+    Message { headers, ..message }
 }
 
-/// The same from the attribute's text.
+/// The queue of a record in the delay lane.
+pub fn destination(message: &Message) -> Option<String> {
+    std::str::from_utf8(message.headers.get(DESTINATION)?).ok().map(str::to_owned)
+}
+
+/// The numbers in the text of an origin, `kafka:TOPIC:PARTITION:OFFSET:MS`.
 pub fn parse_lay(origin: &str) -> Option<Lay<'_>> {
     let mut parts = origin.strip_prefix("kafka:")?.rsplitn(4, ':');
     let at = crate::time::Timestamp::from_millis(parts.next()?.parse().ok()?);

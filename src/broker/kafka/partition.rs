@@ -106,6 +106,8 @@ pub struct Partition {
     /// In hand in an earlier assignment, and running still: its token's first half.
     joined: HashMap<i64, u64>,
     lost: HashMap<i64, CancellationToken>,
+    /// Arrived, and forgotten when the partition was asked back: they do not run.
+    forgotten: HashSet<i64>,
     /// Given back without their bytes: to be read again.
     missing: BTreeSet<i64>,
     /// Offsets whose move is on its way.
@@ -188,6 +190,7 @@ impl Partition {
             in_hand: 0,
             joined: HashMap::new(),
             lost: HashMap::new(),
+            forgotten: HashSet::new(),
             missing: BTreeSet::new(),
             moving: HashSet::new(),
             waiters: VecDeque::new(),
@@ -481,6 +484,7 @@ impl Partition {
         }
         if self.phase == Phase::Draining {
             // The next owner has it; the leaving commit may be due now.
+            self.forgotten.insert(offset);
             self.dirty = true;
             return;
         }
@@ -627,16 +631,6 @@ impl Partition {
         self.dirty = true;
     }
 
-    /// The committed offset, as far as is known.
-    pub fn committed(&self) -> i64 {
-        self.committed
-    }
-
-    /// Offsets between the watermark and the highest record.
-    pub fn span(&self) -> u64 {
-        self.window.span()
-    }
-
     /// A token that is cancelled when the partition goes away.
     pub fn lost(&mut self, offset: i64) -> CancellationToken {
         if !self.owns(offset) {
@@ -650,8 +644,9 @@ impl Partition {
     /// It is asked back: what was not handed out is forgotten, and comes to the next owner.
     pub fn drain(&mut self) {
         self.phase = Phase::Draining;
-        self.buffer.clear();
-        self.ready.clear();
+        let parked = self.gate.as_mut().into_iter().flat_map(Gate::clear);
+        let forgotten = self.buffer.drain(..).chain(self.ready.drain(..)).chain(parked);
+        self.forgotten.extend(forgotten.map(|held| held.arrived.offset));
         self.overflow.clear();
         self.buffered_bytes = 0;
         self.dirty = true;
@@ -669,17 +664,16 @@ impl Partition {
         if self.in_hand == 0 {
             return HashMap::new();
         }
+        self.drain();
         let held: HashSet<i64> = self
-            .buffer
+            .forgotten
             .iter()
-            .chain(&self.ready)
-            .map(|held| held.arrived.offset)
+            .copied()
             .chain(self.waiting.keys().copied())
             .chain(self.missing.iter().copied())
             .collect();
         let mut running = HashMap::new();
         for offset in self.window.unfinished() {
-            // What is parked behind its key does not run either, but no delivery will ever name it.
             if !held.contains(&offset) {
                 running.insert(offset, self.joined.get(&offset).copied().unwrap_or(self.id));
             }

@@ -24,6 +24,8 @@ use crate::message::{Binding, Place, record};
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
 /// So many finished records are committed at once.
 const COMMIT_AFTER: usize = 8_192;
+/// So long a partition is full before the broker is told to send nothing.
+const PAUSE_AFTER: Duration = Duration::from_secs(2);
 /// Records a read.
 const READ: usize = 2_048;
 /// How long one question to the broker about an assignment may take.
@@ -55,6 +57,14 @@ pub struct Poll {
     pub left: CancellationToken,
 }
 
+/// A partition's queue, and whether the broker was told to send nothing.
+struct Seat {
+    id: u64,
+    queue: PartitionQueue<Context>,
+    full_since: Option<Instant>,
+    paused: bool,
+}
+
 struct Drain {
     partitions: Vec<(String, i32)>,
     deadline: Instant,
@@ -65,13 +75,16 @@ struct Running {
     consumer: Rc<BaseConsumer<Context>>,
     context: Arc<Context>,
     commits: Commits<Context>,
-    queues: HashMap<(String, i32), (u64, PartitionQueue<Context>)>,
+    queues: HashMap<(String, i32), Seat>,
     places: HashMap<String, [Arc<Channel>; 2]>,
     pending: Vec<(String, i32)>,
     drains: Vec<Drain>,
     in_flight: Option<(Vec<(u64, Snapshot)>, Instant)>,
     last_commit: Instant,
     failing_since: Option<Instant>,
+    /// The group has taken us in.
+    joined: bool,
+    connected: bool,
     metadata_limit: usize,
     next_id: u64,
     batch: Batch,
@@ -123,6 +136,8 @@ impl Poll {
             in_flight: None,
             last_commit: Instant::now(),
             failing_since: None,
+            joined: false,
+            connected: false,
             metadata_limit: memo::LIMIT,
             next_id: 1,
             batch: Batch::new(READ),
@@ -205,6 +220,11 @@ impl Running {
                 self.setup.shared.arrived.notify_one();
             }
         }
+        let connected = self.joined && self.failing_since.is_none() && !self.context.is_down();
+        if connected != self.connected {
+            self.connected = connected;
+            self.setup.shared.state.lock().connected = connected;
+        }
         served
     }
 
@@ -212,6 +232,7 @@ impl Running {
         for change in self.context.take_changes() {
             match change {
                 Change::Assigned(partitions) => {
+                    self.joined = true;
                     if partitions.is_empty() {
                         context::assign(&self.consumer, &[]);
                     }
@@ -292,16 +313,22 @@ impl Running {
                 max_crashes: self.setup.max_crashes,
             }));
             assigned.push((topic.clone(), number, offset));
-            self.queues.insert((topic, number), (id, queue));
+            self.queues.insert((topic, number), Seat { id, queue, full_since: None, paused: false });
         }
         self.pending.clear();
         context::assign(&self.consumer, &assigned);
-        self.context.is_up();
+        // A pause outlives its assignment: what is ours anew begins as we wish it.
+        let mut list = TopicPartitionList::new();
+        for (topic, number, _) in &assigned {
+            list.add_partition(topic, *number);
+        }
+        if let Err(error) = self.consumer.resume(&list) {
+            tracing::warn!(%error, "a partition cannot be resumed");
+        }
         let mut state = self.setup.shared.state.lock();
         for partition in partitions {
             state.add(partition);
         }
-        state.connected = true;
         if self.drains.is_empty() && state.trouble == Some(Trouble::Rebalance) {
             state.trouble = None;
         }
@@ -375,8 +402,8 @@ impl Running {
             }
             let mut list = TopicPartitionList::new();
             for (topic, number) in &drain.partitions {
-                if let Some((id, _)) = self.queues.remove(&(topic.clone(), *number)) {
-                    state.remove(id);
+                if let Some(seat) = self.queues.remove(&(topic.clone(), *number)) {
+                    state.remove(seat.id);
                 }
                 list.add_partition(topic, *number);
             }
@@ -399,13 +426,28 @@ impl Running {
         let (records, bytes) = ((READ_AHEAD / count).max(64), (READ_AHEAD_BYTES / count).max(256 * 1024));
         let mut any = false;
         let mut starved = false;
-        for (id, queue) in self.queues.values() {
+        for ((topic, number), seat) in &mut self.queues {
+            let id = &seat.id;
             let room = shared.state.lock().partitions.get(id).map_or(0, |partition| partition.room(records, bytes));
+            // Not reading is what stops it; the broker is told only when that lasts, and told to go on only when
+            // there is room for many, since each time throws away what the client has read ahead.
             if room == 0 {
                 starved = true;
+                let since = *seat.full_since.get_or_insert_with(Instant::now);
+                if !seat.paused && since.elapsed() >= PAUSE_AFTER {
+                    seat.paused = paused(&self.consumer, topic, *number, true);
+                }
                 continue;
             }
-            queue.read(&mut self.batch, room);
+            if seat.paused {
+                if room < records / 2 {
+                    starved = true;
+                    continue;
+                }
+                seat.paused = !paused(&self.consumer, topic, *number, false);
+            }
+            seat.full_since = None;
+            seat.queue.read(&mut self.batch, room);
             for error in &self.batch.errors {
                 tracing::warn!(%error, "a partition reports an error");
             }
@@ -480,7 +522,6 @@ impl Running {
                     }
                 }
             }
-            state.connected = failed.is_none();
             match failed {
                 None => {
                     self.failing_since = None;
@@ -604,4 +645,15 @@ impl Running {
         }
         setup.shared.arrived.notify_one();
     }
+}
+
+/// Tells the broker to send nothing of a partition, or to go on; says whether that was taken.
+fn paused(consumer: &BaseConsumer<Context>, topic: &str, number: i32, pause: bool) -> bool {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, number);
+    let result = if pause { consumer.pause(&list) } else { consumer.resume(&list) };
+    if let Err(error) = &result {
+        tracing::debug!(%error, topic, number, "a partition cannot be paused or resumed now");
+    }
+    result.is_ok()
 }

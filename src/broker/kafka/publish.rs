@@ -31,7 +31,7 @@ impl ClientContext for Quiet {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "librdkafka reports an error");
+        tracing::trace!(%error, reason, "librdkafka reports an error");
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
@@ -69,20 +69,6 @@ impl KafkaPublisher {
             clock: clock.clone(),
             timeout,
         })
-    }
-
-    /// Sends what is confirmed later.
-    pub fn send(&self, topic: &str, message: &Message) -> Result<DeliveryFuture, Error> {
-        self.send_to(topic, None, message)
-    }
-
-    fn send_to(&self, topic: &str, partition: Option<i32>, message: &Message) -> Result<DeliveryFuture, Error> {
-        let mut record: FutureRecord<'_, [u8], [u8]> =
-            FutureRecord::to(topic).headers(outgoing::headers(&message.headers));
-        record.payload = message.body.as_deref();
-        record.key = message.key.as_deref();
-        record.partition = partition;
-        self.producer.send_result(record).map_err(|(error, _)| self.error(topic, &error))
     }
 
     fn error(&self, topic: &str, error: &KafkaError) -> Error {

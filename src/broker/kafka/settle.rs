@@ -124,7 +124,7 @@ impl KafkaSettler {
                         let (message, _, record) = take(delivery, stored_at);
                         let mut record = record.map_or_else(|| Record::fresh(&origin), |record| full(*record, &origin));
                         record.failure = Some(failure);
-                        record.event_id = event_id;
+                        record.event_id = event_id.or(record.event_id);
                         let lay = record.origin.as_deref().and_then(outgoing::parse_lay);
                         let dead = Dead {
                             reason,

@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::super::Error;
 use super::config::Settings;
 use super::context::Context;
+use crate::message::Namespace;
 
 /// What the cluster says of itself.
 #[derive(Clone, Debug, Default)]
@@ -229,6 +230,26 @@ impl Topics {
         }
         Ok(found)
     }
+}
+
+/// Sees to it that a topic of ours is there, from a thread outside of the runtime.
+pub type Ensure = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Such a function; to be called on the runtime that its calls are to run on.
+pub fn ensure(topics: &Arc<Topics>, namespace: &Namespace) -> Ensure {
+    let (topics, runtime) = (topics.clone(), tokio::runtime::Handle::current());
+    let (work, dead) = (format!("{namespace}.work."), format!("dlq.{namespace}."));
+    Arc::new(move |topic| {
+        if topics.known.lock().contains_key(topic) {
+            return Ok(());
+        }
+        let kind = match topic {
+            topic if topic.starts_with(&work) => Kind::Work,
+            topic if topic.starts_with(&dead) => Kind::Dead,
+            _ => Kind::Delay,
+        };
+        runtime.block_on(topics.ensure(topic, kind, None)).map(|_| ()).map_err(|error| error.to_string())
+    })
 }
 
 /// 34 MiB: whatever a topic of theirs takes fits with our headers on it.
