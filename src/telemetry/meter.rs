@@ -143,7 +143,6 @@ struct Shown {
     outcomes: [Counter; OutcomeLabel::ALL.len()],
     retries: Counter,
     dead: [Counter; Reason::ALL.len()],
-    last_success: Gauge,
     /// `None` where it never runs.
     times: Option<Times>,
     /// The same counts once more, for the summary: a counter cannot be read back.
@@ -154,6 +153,7 @@ struct Shown {
 }
 
 struct Times {
+    last_success: Gauge,
     duration: Arc<Histogram>,
     wait: Arc<Histogram>,
 }
@@ -313,8 +313,8 @@ impl Shown {
             outcomes: OutcomeLabel::ALL.map(|o| counter("windlass_jobs_total", &with("outcome", o.as_str()))),
             retries: counter("windlass_job_retries_total", &here),
             dead: Reason::ALL.map(|r| counter("windlass_dead_letters_total", &with("reason", r.as_str()))),
-            last_success: gauge("windlass_last_success_timestamp_seconds", &here),
             times: runs.then(|| Times {
+                last_success: gauge("windlass_last_success_timestamp_seconds", &here),
                 duration: histogram("windlass_job_duration_seconds", &here),
                 wait: histogram("windlass_job_wait_seconds", &here),
             }),
@@ -365,9 +365,11 @@ impl JobTally {
             job.outcomes[outcome].increment(count);
             if outcome == OutcomeLabel::Done as usize {
                 job.done.fetch_add(count, Relaxed);
-                // A batch late at most, which is below what anybody alerts on.
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                job.last_success.set(now.as_secs_f64());
+                if let Some(times) = &job.times {
+                    // A batch late at most, which is below what anybody alerts on.
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    times.last_success.set(now.as_secs_f64());
+                }
             }
         }
         job.ended.fetch_add(ended, Relaxed);
