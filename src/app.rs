@@ -109,6 +109,8 @@ pub struct RunOptions {
     pub queues: Vec<QueueName>,
     /// Leave once nothing is ready, running or to be retried within this time.
     pub burst: Option<Duration>,
+    /// How long one request to the broker may take; 5 s where nobody says.
+    pub timeout: Option<Duration>,
     /// `--from`: where groups whose offsets have expired begin.
     pub from: Option<broker::Start>,
 }
@@ -215,6 +217,11 @@ impl App {
         Ok(Tally { done, retried, dead })
     }
 
+    fn broker_options(&self) -> Options {
+        let options = options(&self.config, Role::Worker);
+        Options { timeout: self.options.timeout.unwrap_or(options.timeout), ..options }
+    }
+
     fn registry_with_http(&self) -> Result<Registry, Error> {
         let mut registry = self.registry.clone();
         for (name, job) in &self.config.jobs {
@@ -236,7 +243,7 @@ impl App {
             let error = tokio::select! {
                 biased;
                 () = shutdown.intake.cancelled() => return Ok(None),
-                connected = connect(&self.config, Role::Worker) => match connected {
+                connected = broker::connect(&self.config.broker, self.broker_options()) => match connected {
                     Ok(broker) => {
                         if let Some(since) = lost {
                             let after = Instant::now() - since;

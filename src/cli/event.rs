@@ -77,7 +77,7 @@ impl Flags {
             draft = draft.content_type(content_type);
         }
         if let Some(expires) = self.expires {
-            draft = draft.expires(expires.from_now(Clock::System.now()));
+            draft = draft.expires(expires.after(Clock::System.now()));
         }
         for (name, value) in &self.headers {
             draft = draft.header(name, value);

@@ -102,7 +102,12 @@ pub fn run(mut session: Session, registry: Registry, arguments: Arguments) -> Do
     }
     log::install(&config.log, &log::worker_name(), arguments.dev)
         .map_err(|error| Fault::new(super::fault::CONFIG, error.to_string()))?;
-    let options = RunOptions { queues, burst: arguments.burst.then_some(arguments.linger), from: arguments.from };
+    let options = RunOptions {
+        queues,
+        burst: arguments.burst.then_some(arguments.linger),
+        timeout: Some(session.global.timeout),
+        from: arguments.from,
+    };
     let shutdown = Shutdown::default();
     let tally = App::new(config, registry)?.with(options).run(shutdown.clone())?;
     if let Some(signal) = shutdown.forced_by() {

@@ -27,7 +27,7 @@ impl std::str::FromStr for When {
 
 impl When {
     /// The moment, where a duration means the future.
-    pub fn from_now(self, now: Timestamp) -> Timestamp {
+    pub fn after(self, now: Timestamp) -> Timestamp {
         match self {
             Self::Span(span) => now.after(span),
             Self::At(at) => at,
@@ -86,7 +86,7 @@ mod tests {
         let now = Timestamp::from_millis(10_000_000);
         let when = |text: &str| text.parse::<When>().expect("a moment");
         assert_eq!(when("2h").before(now).as_millis(), 10_000_000 - 7_200_000);
-        assert_eq!(when("1h30m").from_now(now).as_millis(), 10_000_000 + 5_400_000);
+        assert_eq!(when("1h30m").after(now).as_millis(), 10_000_000 + 5_400_000);
         assert_eq!(when("1970-01-01T00:00:05Z").before(now).as_millis(), 5_000);
         assert!("yesterday".parse::<When>().is_err());
     }
