@@ -76,6 +76,10 @@ macro_rules! promises {
 
 promises! {
     memory: subject::Memory,
+}
+
+#[cfg(feature = "nats")]
+promises! {
     nats: subject::Nats,
 }
 
