@@ -133,14 +133,23 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
     script.add(WORKERS);
     script.add("SELECT queue, count(*) FROM running GROUP BY queue");
     script.add("SELECT queue, count(*), min(last) FROM dead GROUP BY queue");
-    script.add("SELECT queue, count(*) FROM blocked GROUP BY queue");
+    // Each is a range of a small tree, counted without looking at a column.
     script.add(
-        "SELECT f.queue, f.jobs, (SELECT e.at FROM event e WHERE e.id = f.first) \
-         FROM (SELECT queue, count(*) AS jobs, min(event) AS first FROM fresh GROUP BY queue) f",
+        "SELECT q.id, (SELECT count(*) FROM blocked b WHERE b.queue = q.id), \
+         (SELECT count(*) FROM fresh f WHERE f.queue = q.id), \
+         (SELECT e.at FROM event e WHERE e.id = (SELECT min(event) FROM fresh f WHERE f.queue = q.id)) FROM queue q",
     );
     script.add(
-        "SELECT queue, sum(kind = 0 OR (kind = 1 AND due <= ?1)), sum(kind = 2), sum(kind = 1 AND due > ?1), \
-         min(CASE WHEN kind <> 2 THEN due END), min(CASE WHEN kind = 2 THEN due END) FROM later GROUP BY queue"
+        "SELECT q.id, \
+         (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.class = 0 AND l.due <= ?1), \
+         (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.class = 0 AND l.due > ?1), \
+         (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.class = 1 AND l.kind <> 2), \
+         (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2), \
+         (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2 AND l.class = 0 AND l.due <= ?1), \
+         (SELECT min(due) FROM later l WHERE l.queue = q.id AND l.kind = 2), \
+         (SELECT l.due FROM later l WHERE l.queue = q.id AND l.class = 0 AND l.due <= ?1 AND l.kind <> 2 LIMIT 1), \
+         (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2 AND l.class = 1) \
+         FROM queue q"
             .replace("?1", &now.as_millis().to_string())
             .as_str(),
     );
@@ -150,12 +159,17 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
         answers[statement].rows.iter().map(|row| (int(row, 0), row)).collect()
     };
     let workers = attached(&answers[2].rows, &Monotonic::beside(&shared.clock));
-    let (running, dead, blocked, fresh, later) = (of(3), of(4), of(5), of(6), of(7));
+    let (running, dead, fresh, later) = (of(3), of(4), of(5), of(6));
     let count = |row: Option<&&SqliteRow>, column| row.map_or(0, |row| int_or_null(row, column).unwrap_or(0) as u64);
     let all = answers[1].rows.iter().map(|row| {
         let id = int(row, 0);
-        let oldest_fresh = fresh.get(&id).and_then(|row| int_or_null(row, 2));
-        let oldest_due = later.get(&id).and_then(|row| int_or_null(row, 4)).filter(|due| *due <= now.as_millis());
+        let oldest_fresh = fresh.get(&id).and_then(|row| int_or_null(row, 3));
+        let oldest_due = later.get(&id).and_then(|row| int_or_null(row, 7));
+        let later_count = |column| count(later.get(&id), column);
+        let (due, not_due, suspects, retries, due_retries) =
+            (later_count(1), later_count(2), later_count(3), later_count(4), later_count(5));
+        // Retries of suspects are in none of the first two.
+        let suspect_retries = later_count(8);
         let oldest = [oldest_fresh, oldest_due].into_iter().flatten().min();
         let dead_oldest = dead.get(&id).and_then(|row| int_or_null(row, 2));
         let age = |millis: Option<i64>| Some(millis.map_or(Duration::ZERO, |at| Timestamp::from_millis(at).until(now)));
@@ -166,11 +180,11 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
         let workers = workers.get(&id);
         QueueStatus {
             name: text(row, 1),
-            ready: Some(count(fresh.get(&id), 1) + count(blocked.get(&id), 1) + count(later.get(&id), 1)),
+            ready: Some(count(fresh.get(&id), 1) + count(fresh.get(&id), 2) + due - due_retries + suspects),
             running: Some(count(running.get(&id), 1)),
-            retrying: Some(count(later.get(&id), 2)),
-            scheduled: Some(count(later.get(&id), 3)),
-            retry_due: later.get(&id).and_then(|row| int_or_null(row, 5)).map(Timestamp::from_millis),
+            retrying: Some(retries),
+            scheduled: Some((not_due + due_retries + suspect_retries).saturating_sub(retries)),
+            retry_due: later.get(&id).and_then(|row| int_or_null(row, 6)).map(Timestamp::from_millis),
             dead: Some(count(dead.get(&id), 1)),
             oldest_age: age(oldest),
             dead_oldest_age: age(dead_oldest),

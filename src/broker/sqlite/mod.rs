@@ -12,6 +12,8 @@
 
 mod claim;
 mod command;
+mod commit;
+mod deliver;
 mod desk;
 mod doctor;
 mod fault;

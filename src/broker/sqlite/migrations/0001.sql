@@ -58,6 +58,8 @@ CREATE TABLE later (
     kind  INTEGER NOT NULL,
     PRIMARY KEY (queue, class, due, event)
 ) WITHOUT ROWID;
+-- So that counting is reading ranges, however many wait.
+CREATE INDEX later_retry ON later (queue, due) WHERE kind = 2;
 
 -- In hand of a worker, for as long as that worker's row is there. `started`: it counts as a crash if the worker dies.
 CREATE TABLE running (
