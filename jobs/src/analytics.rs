@@ -15,7 +15,7 @@ pub async fn count(lab: &Lab, report: &Report) -> Result<(), Error> {
     let findings = lab.findings(&report.location)?;
     let measurements = serde_json::to_string(&findings.measurements)?;
 
-    let mut transaction = lab.database().await?.begin_with("BEGIN IMMEDIATE").await?;
+    let mut transaction = lab.statistics().await?.begin_with("BEGIN IMMEDIATE").await?;
     let counted = sqlx::query("INSERT INTO counted (report_id, finding) VALUES (?, ?) ON CONFLICT DO NOTHING")
         .bind(&findings.report_id)
         .bind(findings.finding.as_str())
@@ -43,7 +43,7 @@ pub async fn count(lab: &Lab, report: &Report) -> Result<(), Error> {
 pub async fn counted(lab: &Lab, finding: Finding) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT count(*) FROM counted WHERE finding = ?")
         .bind(finding.as_str())
-        .fetch_one(lab.database().await?)
+        .fetch_one(lab.statistics().await?)
         .await
 }
 
@@ -51,7 +51,7 @@ pub async fn counted(lab: &Lab, finding: Finding) -> Result<i64, sqlx::Error> {
 pub async fn range(lab: &Lab, measurement: &str) -> Result<Option<(f64, f64)>, sqlx::Error> {
     sqlx::query_as("SELECT min, max FROM statistics WHERE measurement = ?")
         .bind(measurement)
-        .fetch_optional(lab.database().await?)
+        .fetch_optional(lab.statistics().await?)
         .await
 }
 
@@ -77,7 +77,7 @@ mod tests {
         let reports = report::all();
         let mean = reports.iter().map(|report| report.measurements["mean radius"]).sum::<f64>() / 569.0;
         let running: f64 = sqlx::query_scalar("SELECT mean FROM statistics WHERE measurement = 'mean radius'")
-            .fetch_one(bench.lab.database().await.expect("opens"))
+            .fetch_one(bench.lab.statistics().await.expect("opens"))
             .await
             .expect("reads");
         assert!((running - mean).abs() < 1e-9, "{running} is not {mean}");

@@ -1,4 +1,4 @@
-//! The application's own database. It has nothing to do with the queue's.
+//! The application's own databases. They have nothing to do with the queue's.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,7 +6,8 @@ use std::time::Duration;
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
-const TABLES: &str = "
+/// Who is known, and what was billed.
+pub(crate) const BILLING: &str = "
 CREATE TABLE IF NOT EXISTS patients (
     patient_id TEXT PRIMARY KEY
 ) WITHOUT ROWID;
@@ -16,6 +17,10 @@ CREATE TABLE IF NOT EXISTS invoices (
     patient_id TEXT NOT NULL REFERENCES patients,
     cents      INTEGER NOT NULL
 );
+";
+
+/// What was counted, and what came of it.
+pub(crate) const STATISTICS: &str = "
 CREATE TABLE IF NOT EXISTS counted (
     report_id TEXT PRIMARY KEY,
     finding   TEXT NOT NULL
@@ -29,8 +34,8 @@ CREATE TABLE IF NOT EXISTS statistics (
 ) WITHOUT ROWID;
 ";
 
-/// Opens the database, and makes it where it is not there yet.
-pub(crate) async fn open(path: PathBuf) -> Result<SqlitePool, sqlx::Error> {
+/// Opens a database, and makes it with these tables where it is not there yet.
+pub(crate) async fn open(path: PathBuf, tables: &'static str) -> Result<SqlitePool, sqlx::Error> {
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -41,6 +46,6 @@ pub(crate) async fn open(path: PathBuf) -> Result<SqlitePool, sqlx::Error> {
         .busy_timeout(Duration::from_secs(5));
     // SQLite has one writer: one connection queues here, where waiting is fair, instead of at the file's lock.
     let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
-    sqlx::raw_sql(TABLES).execute(&pool).await?;
+    sqlx::raw_sql(tables).execute(&pool).await?;
     Ok(pool)
 }

@@ -27,7 +27,7 @@ pub async fn bill(lab: &Lab, event_id: &str, report: &Report) -> Result<Receipt,
     // A report that is not there yet may still come: an I/O error is tried again.
     let cents = price(&lab.findings(&report.location)?);
 
-    let mut transaction = lab.database().await?.begin_with("BEGIN IMMEDIATE").await?;
+    let mut transaction = lab.billing().await?.begin_with("BEGIN IMMEDIATE").await?;
     let known = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM patients WHERE patient_id = ?")
         .bind(&report.patient_id)
         .fetch_one(&mut *transaction)

@@ -97,20 +97,21 @@ impl Stage {
     }
 }
 
-/// Removes what an earlier demonstration left, and nothing else.
+/// Removes what an earlier demonstration did, and nothing else; its reports may stay, but for the late one.
 fn clear(folder: &Path) -> std::io::Result<()> {
     let gone = |result: std::io::Result<()>| match result {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    for name in ["archive", "late", "reports"] {
+    for name in ["archive", "late"] {
         gone(fs::remove_dir_all(folder.join(name)))?;
     }
-    for name in ["lab.db", "queue.db"] {
+    for name in ["billing.db", "statistics.db", "queue.db"] {
         for end in ["", "-wal", "-shm"] {
             gone(fs::remove_file(folder.join(format!("{name}{end}"))))?;
         }
     }
+    gone(fs::remove_file(folder.join(Report::new(LATE, String::new()).location)))?;
     gone(fs::remove_file(folder.join("reports.toml")))
 }
 

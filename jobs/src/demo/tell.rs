@@ -26,7 +26,7 @@ pub async fn result(stage: &Stage, meter: &Meter, tally: &Tally, took: Duration)
     let (invoices, billed, cents) = sqlx::query_as::<_, (i64, i64, i64)>(
         "SELECT count(*), count(DISTINCT report_id), coalesce(sum(cents), 0) FROM invoices",
     )
-    .fetch_one(lab.database().await?)
+    .fetch_one(lab.billing().await?)
     .await?;
     let malignant = analytics::counted(&lab, Finding::Malignant).await?;
     let benign = analytics::counted(&lab, Finding::Benign).await?;
@@ -96,6 +96,7 @@ pub async fn dead_letters(broker: &dyn Broker, stage: &Stage) -> Result<Vec<Lett
 pub fn commands(stage: &Stage, letters: &[Letter]) {
     let folder = stage.shown();
     let config = format!("--config {folder}/reports.toml");
+    println!("\nLook into {folder}: billing.db, statistics.db and archive/ are what the jobs made of the reports.");
     println!("\nNow you:\n");
     println!("  cargo lab status {config}");
     println!("  cargo lab dlq groups {config}");
