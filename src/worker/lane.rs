@@ -16,7 +16,7 @@ use super::pool::{Queue, Taken};
 use super::retry::{self, Facts};
 use super::route::Route;
 use super::settle;
-use crate::broker::{Delivery, Disposition, Lane as LaneName, Settlement};
+use crate::broker::{Credit, Delivery, Disposition, Lane as LaneName, Settlement};
 use crate::handler::{Context, Threading};
 use crate::message::attribute::TRACEPARENT;
 use crate::message::{Event, decode};
@@ -203,7 +203,7 @@ async fn receive(queue: &Arc<Queue>) {
     let answer = tokio::select! {
         biased;
         answer = source.receive(credit) => Some(answer),
-        () = give_way(queue, credit.jobs) => None,
+        () = give_way(queue, credit) => None,
         () = tokio::time::sleep(NOTHING_FOR), if !queue.consuming.load(Ordering::Acquire) => {
             queue.consuming.store(true, Ordering::Release);
             None
@@ -250,12 +250,14 @@ impl Drop for Reserved<'_> {
     }
 }
 
-/// Resolves when another queue is hungry and this one waits with more credit than its first slot, or when intake is
-/// paused.
-async fn give_way(queue: &Arc<Queue>, jobs: usize) {
+/// Resolves when another queue is hungry and this one waits with more credit than its first slot, when intake is
+/// paused, or when a suspect may come that this credit rules out.
+async fn give_way(queue: &Arc<Queue>, credit: Credit) {
     let pool = &queue.pool;
     let must = || {
-        (jobs > 1 && pool.admission(|admission| admission.wanted_by_others(queue.index))) || queue.paused().is_some()
+        (credit.jobs > 1 && pool.admission(|admission| admission.wanted_by_others(queue.index)))
+            || (!credit.suspect && !pool.has_suspects())
+            || queue.paused().is_some()
     };
     // A source that waits a moment with its credit is no idle one.
     tokio::time::sleep(Duration::from_millis(5)).await;

@@ -70,6 +70,11 @@ impl Pool {
         self.wake();
     }
 
+    /// Whether a suspect is in hand of this process.
+    pub fn has_suspects(&self) -> bool {
+        self.suspects.load(Ordering::Acquire) > 0
+    }
+
     /// Something changed that intake may wait for.
     pub fn wake(&self) {
         if self.waiting.load(Ordering::Acquire) > 0 {
@@ -272,7 +277,7 @@ impl Queue {
         }
         hand.retry_turn = !hand.retry_turn;
         let (fresh_floor, retry_floor) = floors(limit, hand.fresh, hand.retry, jobs, hand.retry_turn);
-        let suspect = self.pool.suspects.load(Ordering::Acquire) == 0;
+        let suspect = !self.pool.has_suspects();
         Ok(Credit { jobs, fresh_floor, retry_floor, bytes, suspect })
     }
 
