@@ -5,7 +5,7 @@
 
 /// The bugs that can be chosen, and what each does.
 #[cfg(feature = "seeded-bugs")]
-const BUGS: [(&str, &str); 13] = [
+const BUGS: [(&str, &str); 14] = [
     ("ack-before-run", "a job is acknowledged when it starts"),
     ("release-before-run", "a job is given back when it starts, and runs on"),
     ("success-released", "one success in ten is given back and not acknowledged"),
@@ -17,7 +17,8 @@ const BUGS: [(&str, &str); 13] = [
     ("slots-over", "there are twice as many slots as configured"),
     ("dead-letter-lost", "what cannot succeed is acknowledged"),
     ("dead-letter-twice", "what becomes a dead letter is enqueued again too"),
-    ("dead-letter-elsewhere", "what becomes a dead letter is published on its topic again too"),
+    ("dead-letter-bytes", "what becomes a dead letter has a space more than what was published"),
+    ("dead-letter-elsewhere", "what becomes a dead letter is published on the topic `mixed` too"),
     ("order-ignored", "a queue in key order is worked as one that is not"),
 ];
 

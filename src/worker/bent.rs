@@ -9,7 +9,7 @@ use super::retry::Facts;
 use super::route::Route;
 use super::settle;
 use crate::broker::{Delivery, Disposition};
-use crate::handler::{Context, Verdict};
+use crate::handler::Context;
 use crate::message::Reason;
 use crate::seeded::bug;
 
@@ -37,12 +37,14 @@ pub fn disposition(
         Disposition::Retry { attempt, failure, unroutable_since, .. } if bug("retry-early") => {
             Disposition::Retry { at: facts.now, attempt, failure, unroutable_since }
         }
-        Disposition::DeadLetter { failure, reason: Reason::Permanent, .. }
-            if bug("permanent-retried")
-                && matches!(outcome, Outcome::Failed(error) if error.verdict() == Verdict::Permanent) =>
+        Disposition::DeadLetter { failure, reason: Reason::Permanent, attempts, event_id, job }
+            if bug("permanent-retried") =>
         {
+            if facts.attempt.get() >= facts.policy.attempts.get() {
+                return Disposition::DeadLetter { failure, reason: Reason::Exhausted, attempts, event_id, job };
+            }
             Disposition::Retry {
-                at: facts.now.after(facts.policy.first),
+                at: facts.now.after(facts.policy.delay(facts.attempt, 0.0)),
                 attempt: facts.attempt.next(),
                 failure: Some(failure),
                 unroutable_since: None,
@@ -50,27 +52,23 @@ pub fn disposition(
         }
         Disposition::DeadLetter { .. } if bug("dead-letter-lost") => Disposition::Ack,
         Disposition::DeadLetter { .. } => {
-            again(facts, queue, route, delivery);
+            // What it sent out itself has no topic, and sends out nothing more.
+            let Some(topic) = delivery.channel.place.topic.clone() else { return disposition };
+            let client = route.shared.client.clone();
+            let (queue, id) = (queue.name().to_string(), facts.event_id.unwrap_or("none").to_owned());
+            let mut body = delivery.message.body.as_deref().unwrap_or_default().to_vec();
+            if bug("dead-letter-bytes") {
+                body.push(b' ');
+                tokio::spawn(async move { client.enqueue_bytes(&queue, None, body).id(id).await });
+                return Disposition::Ack;
+            } else if bug("dead-letter-twice") {
+                tokio::spawn(async move { client.enqueue_bytes(&queue, None, body).id(id).await });
+            } else if bug("dead-letter-elsewhere") && &*topic != "mixed" {
+                tokio::spawn(async move { client.publish_bytes("mixed", body).id(id).await });
+            }
             disposition
         }
         disposition => disposition,
-    }
-}
-
-/// Sends out what becomes a dead letter a second time.
-fn again(facts: &Facts<'_>, queue: &Queue, route: &Route, delivery: &Delivery) {
-    let (client, id) = (route.shared.client.clone(), facts.event_id.unwrap_or("none").to_owned());
-    let body = delivery.message.body.clone().unwrap_or_default();
-    if bug("dead-letter-twice") {
-        let queue = queue.name().to_string();
-        // Once is enough: its letter sends out nothing, having no topic.
-        if delivery.channel.place.topic.is_some() {
-            tokio::spawn(async move { client.enqueue_bytes(&queue, None, body).id(id).await });
-        }
-    } else if bug("dead-letter-elsewhere")
-        && let Some(topic) = delivery.channel.place.topic.clone()
-    {
-        tokio::spawn(async move { client.publish_bytes(&topic, body).id(format!("{id}-again")).await });
     }
 }
 
@@ -101,7 +99,7 @@ pub async fn run(
         None => Attempt::new(route, cx.clone()).and_then(Attempt::poll_once),
     };
     if let Ok(attempt) = attempt {
-        execute::drive(queue, route, attempt, &cx, None).await;
+        execute::drive(queue, route, attempt, &cx, tokio_util::sync::CancellationToken::new()).await;
     }
     queue.lane_done(lane);
     queue.pool.give(queue.index, 1);

@@ -4,7 +4,7 @@
 //! worker, whichever broker it runs on. A new broker is a [`Subject`](subject::Subject) and a line at the end of
 //! this file. What takes a whole process to show (`kill -9`, a frozen worker, a drain under load) is in `process`.
 
-mod subject;
+pub mod subject;
 
 mod bench;
 
@@ -22,7 +22,8 @@ use subject::Subject;
 
 /// A test of each promise for one broker. The numbers are the design's.
 macro_rules! promises {
-    ($($broker:ident: $subject:ty),* $(,)?) => { $(
+    ($($(#[$when:meta])* $broker:ident: $subject:ty),* $(,)?) => { $(
+        $(#[$when])*
         mod $broker {
             use super::*;
             type Bench = bench::Bench<$subject>;
@@ -76,14 +77,10 @@ macro_rules! promises {
 
 promises! {
     memory: subject::Memory,
-}
-
-#[cfg(feature = "nats")]
-promises! {
+    #[cfg(feature = "sqlite")]
+    sqlite: subject::Sqlite,
+    #[cfg(feature = "nats")]
     nats: subject::Nats,
-}
-
-#[cfg(feature = "kafka")]
-promises! {
+    #[cfg(feature = "kafka")]
     kafka: subject::Kafka,
 }

@@ -212,6 +212,9 @@ impl Run {
 
 type Runs = HashMap<(String, u64), Vec<Run>>;
 
+/// How long a thawed worker may not have noticed yet that its leases are gone.
+const THAW: u64 = 250_000_000;
+
 /// A wall clock in milliseconds stands between a failure and its retry, and the two clocks drift a little.
 const CLOCKS: u64 = 2_000_000;
 
@@ -227,7 +230,7 @@ pub fn judge(story: &Story) -> Verdict {
         let letters: Vec<_> = letters(story, job).collect();
         ending(story, job, runs, &letters, &mut verdict);
         again(story, job, runs, &mut verdict);
-        attempts(job, runs, &letters, &mut verdict);
+        attempts(story, job, runs, &letters, &mut verdict);
         early(story, job, runs, &mut verdict);
         owners(story, job, runs, &mut verdict);
         kept(job, &letters, &mut verdict);
@@ -270,8 +273,10 @@ fn runs(story: &Story) -> Runs {
     }
     for (id, index) in open.into_values() {
         let run = &mut runs.get_mut(&id).expect("it was opened")[index];
-        let killed = story.faults.iter().filter(|f| f.kind == Kind::Killed && f.pid == Some(run.pid));
-        run.end = killed.map(|fault| fault.from).find(|from| *from >= run.start).unwrap_or(u64::MAX);
+        let killed = story.faults.iter().find(|f| f.kind == Kind::Killed && f.pid == Some(run.pid));
+        // It died between the two; the earlier is nearer, and a run may have begun after it.
+        let killed = killed.filter(|fault| run.start <= fault.to);
+        run.end = killed.map_or(u64::MAX, |fault| fault.from.max(run.start));
     }
     runs.values_mut().for_each(|list| list.sort_by_key(|run| run.start));
     runs
@@ -283,14 +288,20 @@ fn letters<'a>(story: &'a Story, job: &'a Job) -> impl Iterator<Item = &'a Lette
 
 /// Whether a fault explains that this run's ending did not count, so that the job may be run once more.
 fn explains(story: &Story, run: &Run) -> bool {
+    [Kind::Killed, Kind::Broker, Kind::Frozen, Kind::Left].into_iter().any(|kind| hit(story, run, kind))
+}
+
+/// Whether such a fault came while this run was going on, or finished and possibly not yet confirmed.
+fn hit(story: &Story, run: &Run, kind: Kind) -> bool {
     let rules = &story.rules;
-    let window = nanos(rules.unconfirmed);
-    story.faults.iter().any(|fault| {
-        let hit = fault.pid.is_none_or(|pid| pid == run.pid);
-        // It was running, or finished and possibly not yet confirmed, when the fault came.
-        let open = run.start <= fault.to && run.end.saturating_add(window) >= fault.from;
-        hit && match fault.kind {
+    story.faults.iter().filter(|fault| fault.kind == kind).any(|fault| {
+        let its = fault.pid.is_none_or(|pid| pid == run.pid);
+        let open = run.start <= fault.to && run.end.saturating_add(nanos(rules.unconfirmed)) >= fault.from;
+        its && match kind {
             Kind::Killed | Kind::Broker => open,
+            Kind::Frozen if run.start <= fault.to + THAW && run.end >= fault.to => {
+                fault.to - fault.from >= nanos(rules.lease) * 3 / 4
+            }
             Kind::Frozen => open && fault.to - fault.from >= nanos(rules.lease) * 3 / 4,
             Kind::Left => run.how == Some(What::Cancelled) && run.end >= fault.from + nanos(rules.grace),
         }
@@ -302,15 +313,14 @@ fn blind(story: &Story, run: &Run) -> bool {
     story.faults.iter().any(|fault| {
         matches!(fault.kind, Kind::Frozen | Kind::Broker)
             && fault.pid.is_none_or(|pid| pid == run.pid)
-            && run.start <= fault.to
+            && run.start <= fault.to + THAW
             && run.end >= fault.from
     })
 }
 
 fn ending(story: &Story, job: &Job, runs: &[Run], letters: &[&Letter], verdict: &mut Verdict) {
     let done = runs.iter().any(|run| run.how == Some(What::Done));
-    let crashes = story.faults.iter().filter(|f| f.kind == Kind::Killed);
-    let crashes = crashes.filter(|f| runs.iter().any(|run| f.pid == Some(run.pid) && run.end >= f.from)).count();
+    let crashes = runs.iter().filter(|run| hit(story, run, Kind::Killed)).count();
     match (done, letters.first()) {
         (true, None) if job.ends == Ends::Done => {}
         (false, None) => {
@@ -324,7 +334,8 @@ fn ending(story: &Story, job: &Job, runs: &[Run], letters: &[&Letter], verdict: 
         }
         (_, Some(letter)) if letter.reason == "crashed" && crashes >= story.rules.max_crashes => {}
         (_, Some(letter)) if job.ends != Ends::Dead(reason(&letter.reason)) => {
-            verdict.add(Rule::Ending, job, format_args!("a dead letter, {}, not {:?}", letter.reason, job.ends));
+            let what = format_args!("a dead letter, {}, not {:?}, with {crashes} crashes", letter.reason, job.ends);
+            verdict.add(Rule::Ending, job, what);
         }
         (true, _) => verdict.add(Rule::Ending, job, format_args!("it succeeded, not {:?}", job.ends)),
         (false, Some(_)) => {}
@@ -346,8 +357,12 @@ fn again(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
         if explains(story, run) {
             verdict.explained += 1;
         } else {
-            let how = run.how.map_or_else(|| "never ended".to_owned(), |how| format!("ended: {how:?}"));
-            verdict.add(Rule::Duplicate, job, format_args!("attempt {} ran again, though it {how}", run.attempt));
+            let later = &runs[index + 1];
+            let Run { attempt, pid, how, .. } = run;
+            let after = later.start.checked_sub(run.end).map(Duration::from_nanos);
+            let what =
+                format_args!("attempt {attempt} ended {how:?} at {pid}, ran again at {} after {after:?}", later.pid);
+            verdict.add(Rule::Duplicate, job, what);
         }
     }
     // After a success nothing may run, unless the success may not have counted.
@@ -359,15 +374,15 @@ fn again(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
     }
 }
 
-fn attempts(job: &Job, runs: &[Run], letters: &[&Letter], verdict: &mut Verdict) {
+fn attempts(story: &Story, job: &Job, runs: &[Run], letters: &[&Letter], verdict: &mut Verdict) {
     let mut highest = 0;
     for run in runs {
         let failed_before =
             || runs.iter().any(|other| other.attempt + 1 == run.attempt && other.failed() && other.end <= run.start);
-        if run.attempt < highest {
+        if run.attempt < highest && !blind(story, run) {
             let what = format_args!("attempt {} ran after attempt {highest}", run.attempt);
             verdict.add(Rule::Attempt, job, what);
-        } else if run.attempt != 1 && !failed_before() {
+        } else if run.attempt > 1 && !failed_before() {
             verdict.add(Rule::Attempt, job, format_args!("attempt {} ran, and none before it failed", run.attempt));
         } else if run.attempt > job.attempts {
             let what = format_args!("attempt {} of {} ran", run.attempt, job.attempts);
@@ -388,7 +403,8 @@ fn early(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
     for run in runs.iter().filter(|run| run.attempt > 1) {
         let failures = runs.iter().filter(|other| other.attempt + 1 == run.attempt && other.failed());
         let Some(failed) = failures.map(|failure| failure.end).filter(|end| *end <= run.start).min() else { continue };
-        let delay = first.mul_f64(factor.powi(run.attempt as i32 - 2)).min(max);
+        let grown = first.as_secs_f64() * factor.powi(run.attempt as i32 - 2);
+        let delay = Duration::from_secs_f64(grown.min(max.as_secs_f64()));
         if run.start + CLOCKS < failed + nanos(delay) {
             let after = Duration::from_nanos(run.start - failed);
             let what = format_args!("attempt {} began after {after:?} and not after {delay:?}", run.attempt);

@@ -2,9 +2,22 @@
 //! says what was lost, run twice without a cause, counted wrong, early, out of order, owned twice, kept twice, over
 //! the slots, or stuck.
 //!
-//! [`record`] is what handlers write (the worker is `examples/ledger.rs`); [`judge`] is a pure function over what was
-//! published, what was written and what was broken on purpose; [`story`] makes all three with real processes.
+//! [`record`] is what handlers write (the worker is `worker.rs`, a binary of its own); [`judge`] is a pure function
+//! over what was published, what was written and what was broken on purpose; [`story`] makes all three with real
+//! processes; [`chaos`] are the stories; [`seeded`] shows that each rule catches the bug that it is there for.
+//!
+//! The stories need the worker's binary, which the feature `seeded-bugs` builds: `scripts/test ledger`, or
+//! `cargo test --features seeded-bugs --test it ledger`. A new broker is a line in [`chaos`].
 
 pub mod record;
 
 pub mod judge;
+
+#[cfg(feature = "seeded-bugs")]
+mod story;
+
+#[cfg(feature = "seeded-bugs")]
+mod chaos;
+
+#[cfg(feature = "seeded-bugs")]
+mod seeded;

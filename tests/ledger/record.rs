@@ -40,9 +40,9 @@ pub enum What {
     Snoozed,
     /// It panicked.
     Panicked,
-    /// It was dropped, as its plan wanted, when its time was over.
+    /// It was dropped after its deadline.
     TimedOut,
-    /// It was dropped before it ended.
+    /// It was dropped before its deadline.
     Cancelled,
 }
 

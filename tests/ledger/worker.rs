@@ -1,5 +1,5 @@
 //! A worker whose one job does as its arguments say and writes down every run: what the ledger in `tests/ledger`
-//! judges. Run by the tests, with `LEDGER_FILE` naming the file that all workers append to.
+//! judges. Run by the tests, and built with the feature `seeded-bugs` only; with `LEDGER_FILE` naming the file that all workers append to.
 
 use std::fs::File;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use windlass::{Context, Error, Registry};
 
-#[path = "../tests/ledger/record.rs"]
+// What reads records is the judge's.
 #[allow(dead_code)]
 mod record;
 
@@ -40,7 +40,9 @@ enum Fails {
 /// Writes the start of a run, and its end however it ends.
 struct Run {
     record: Record,
-    dropped_means: What,
+    /// How it ended, once it has.
+    ended: Option<What>,
+    deadline: Option<tokio::time::Instant>,
 }
 
 impl Run {
@@ -56,18 +58,19 @@ impl Run {
             at: record::now(),
         };
         write(&record);
-        let dropped_means = if plan.fails == Fails::Timeout { What::TimedOut } else { What::Cancelled };
-        Self { record, dropped_means }
+        Self { record, ended: None, deadline: cx.deadline() }
     }
 
     fn end(mut self, what: What) {
-        self.dropped_means = what;
+        self.ended = Some(what);
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.record.what = if std::thread::panicking() { What::Panicked } else { self.dropped_means };
+        let late = self.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now());
+        let dropped = if late { What::TimedOut } else { What::Cancelled };
+        self.record.what = if std::thread::panicking() { What::Panicked } else { self.ended.unwrap_or(dropped) };
         self.record.at = record::now();
         write(&self.record);
     }

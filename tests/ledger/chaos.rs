@@ -1,0 +1,122 @@
+//! The stories that every broker has to survive. A new broker is a line at the end.
+
+use std::time::Duration;
+
+use super::judge::Verdict;
+use super::story::{Site, lease};
+use crate::conformance::subject::{self, Subject};
+use crate::support::tool;
+
+/// Workers that work beside each other.
+const WORKERS: usize = 3;
+
+fn site<S: Subject>(seed: u64) -> Option<Site<S>> {
+    let mut site = Site::<S>::new(seed, None)?;
+    (0..WORKERS).for_each(|_| site.start());
+    Some(site)
+}
+
+/// Another one each time; `WINDLASS_TEST_SEED` tells a story again, as far as processes let themselves be told.
+fn seed() -> u64 {
+    let given = std::env::var("WINDLASS_TEST_SEED").ok();
+    given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("WINDLASS_TEST_SEED is a number"))
+}
+
+#[track_caller]
+fn clean(verdict: &Verdict) {
+    assert!(verdict.findings.is_empty(), "{verdict}");
+}
+
+/// Jobs of every behaviour while workers are killed one after the other.
+fn kills<S: Subject>(jobs: usize, kills: usize) {
+    let Some(mut site) = site::<S>(seed()) else { return };
+    for _ in 0..kills {
+        site.publish(jobs / kills * 3 / 4, jobs / kills / 4);
+        let more = site.random.usize(1..=jobs / kills);
+        site.advance(more, Duration::from_secs(60));
+        let victim = site.random.usize(..site.workers());
+        site.kill(victim);
+        site.start();
+    }
+    let verdict = site.verdict(Duration::from_secs(120));
+    clean(&verdict);
+    assert!(verdict.explained > 0, "so many kills hit something: {verdict}");
+}
+
+/// Workers are frozen past their lease and come back.
+fn freezes<S: Subject>(rounds: usize) {
+    let Some(mut site) = site::<S>(seed()) else { return };
+    for _ in 0..rounds {
+        site.publish(60, 20);
+        let more = site.random.usize(1..=40);
+        site.advance(more, Duration::from_secs(60));
+        let victim = site.random.usize(..site.workers());
+        site.freeze(victim, lease::<S>() * 3 / 2);
+    }
+    clean(&site.verdict(Duration::from_secs(120)));
+}
+
+/// Workers leave under load and others come: nothing runs twice that did not outlive its grace.
+fn drains<S: Subject>(rounds: usize) {
+    let Some(mut site) = site::<S>(seed()) else { return };
+    for _ in 0..rounds {
+        site.publish(90, 30);
+        let more = site.random.usize(1..=60);
+        site.advance(more, Duration::from_secs(60));
+        let leaving = site.random.usize(..site.workers());
+        site.drain(leaving);
+        site.start();
+    }
+    clean(&site.verdict(Duration::from_secs(120)));
+}
+
+/// The broker itself dies and comes back.
+fn broker_restarts<S: Subject>(rounds: usize) {
+    let Some(mut site) = site::<S>(seed()) else { return };
+    for _ in 0..rounds {
+        site.publish(90, 30);
+        let more = site.random.usize(1..=60);
+        site.advance(more, Duration::from_secs(60));
+        site.restart_broker();
+    }
+    clean(&site.verdict(Duration::from_secs(120)));
+}
+
+macro_rules! stories {
+    ($($broker:ident: $subject:ty),* $(,)?) => { $(
+        mod $broker {
+            use super::*;
+
+            #[test]
+            fn nothing_is_lost_in_twenty_kills() {
+                kills::<$subject>(1_000, 20);
+            }
+
+            #[test]
+            fn nothing_is_lost_in_a_hundred_kills() {
+                if tool::full() {
+                    kills::<$subject>(20_000, 100);
+                }
+            }
+
+            #[test]
+            fn a_frozen_worker_changes_nothing() {
+                freezes::<$subject>(if tool::full() { 30 } else { 3 });
+            }
+
+            #[test]
+            fn a_drain_runs_nothing_twice() {
+                drains::<$subject>(if tool::full() { 50 } else { 6 });
+            }
+
+            #[test]
+            fn a_broker_that_restarts_loses_nothing() {
+                broker_restarts::<$subject>(if tool::full() { 10 } else { 2 });
+            }
+        }
+    )* };
+}
+
+stories! {
+    sqlite: subject::Sqlite,
+}
