@@ -10,6 +10,8 @@ mod kafka;
 
 mod layout;
 
+mod readme;
+
 mod conformance;
 
 mod ledger;
