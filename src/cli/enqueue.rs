@@ -10,6 +10,7 @@ use super::fault::Fault;
 use super::publish::count;
 use super::session::{Connection, Session, did_you_mean};
 use super::shape;
+use super::table::counted;
 use super::when::rfc3339;
 use crate::broker::Role;
 use crate::client::Client;
@@ -67,7 +68,7 @@ pub fn run(session: Session, arguments: Arguments) -> Done {
         let not_before = arguments.at.or_else(|| arguments.delay.map(|delay| now.after(delay)));
         if arguments.flags.dry_run {
             let count = count(bodies, arguments.flags.skip)?;
-            session.note(format_args!("dry run: {count} jobs would be enqueued for {queue}"));
+            session.note(format_args!("dry run: {} would be enqueued for {queue}", counted(count, "job")));
             return Ok(ExitCode::SUCCESS);
         }
         let mut out = session.output();

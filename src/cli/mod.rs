@@ -1,8 +1,8 @@
 //! The command line: one file a verb group.
 //!
-//! Reading order: [`args`] is what may be typed, [`main`] sends each verb to its file, [`session`] is what verbs share
-//! (configuration, broker, output), [`fault`] how they fail. Data goes to stdout, everything else to stderr; what
-//! scripts rely on is in [`shape`].
+//! Reading order: `args` is what may be typed, [`main`] sends each verb to its file, `session` is what verbs share
+//! (configuration, broker, output), `fault` how they fail. Data goes to stdout, everything else to stderr; what
+//! scripts rely on is in `shape`.
 
 mod args;
 mod dlq;

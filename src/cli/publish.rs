@@ -10,6 +10,7 @@ use super::event::{self, Bodies, Flags, Sender};
 use super::fault::{FAILED, Fault};
 use super::session::{Connection, Session, did_you_mean};
 use super::shape;
+use super::table::counted;
 use crate::broker::{Published, Role};
 use crate::client::Client;
 use crate::message::Topic;
@@ -126,7 +127,7 @@ fn dry_run(session: &Session, arguments: &Arguments, bodies: Bodies) -> Done {
                 format!("no queue hears topic {topic:?}{near}; --allow-unheard stores it all the same"),
             ));
         }
-        session.note(format_args!("dry run: {count} events would be published to {topic}"));
+        session.note(format_args!("dry run: {} would be published to {topic}", counted(count, "event")));
         if session.json() {
             let mut out = session.output();
             out.json(&shape::Published { id: arguments.flags.id.as_deref(), topic, queues: published.queues })?;

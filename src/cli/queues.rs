@@ -8,7 +8,7 @@ use super::Done;
 use super::output::Paint;
 use super::session::{Connection, Session};
 use super::shape::{Forgotten, KnownQueue};
-use super::table::{Table, count, cut, grouped, number, text};
+use super::table::{Table, count, counted, cut, number, text};
 use crate::broker::Role;
 use crate::message::QueueName;
 
@@ -107,7 +107,7 @@ fn forget(session: Session, arguments: ForgetArguments) -> Done {
             match jobs {
                 None => session.note(format_args!("dry run: {queue} would be forgotten")),
                 Some(0) => session.note(format_args!("{queue} is forgotten")),
-                Some(jobs) => session.note(format_args!("{queue} is forgotten, and {} jobs with it", grouped(jobs))),
+                Some(jobs) => session.note(format_args!("{queue} is forgotten, and {} with it", counted(jobs, "job"))),
             }
         }
         out.flush()?;

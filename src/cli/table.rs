@@ -126,6 +126,12 @@ pub fn grouped(count: u64) -> String {
     out
 }
 
+/// `1 dead letter`, `1,204 dead letters`
+pub fn counted(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", grouped(count))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,5 +155,6 @@ mod tests {
         for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345_678, "12,345,678")] {
             assert_eq!(grouped(number), text);
         }
+        assert_eq!((counted(1, "job"), counted(2_000, "job")), ("1 job".to_owned(), "2,000 jobs".to_owned()));
     }
 }

@@ -97,6 +97,12 @@ fn the_broker_comes_from_the_nearest_place() {
     let flag = place.run(["publish", "t", "1", "--allow-unheard", "--broker", "sqlite://flag.db"]);
     assert_eq!((flag.code, flag.err.as_str()), (0, ""), "{flag:?}");
     assert!(place.path().join("flag.db").exists());
+    // A file that a variable names.
+    let other = place.write("other.toml", CONFIG.replace("windlass.db", "other.db"));
+    let mut command = place.command(["publish", "reports.finalized", "1"]);
+    command.env("WINDLASS_CONFIG", &other);
+    assert_eq!(super::run(command, b"").code, 0);
+    assert!(place.path().join("other.db").exists());
     // With a file a missing broker is a fault of the file.
     place.write("windlass.toml", CONFIG.replace("broker =", "#broker ="));
     assert_eq!(place.run(["status"]).code, 78);

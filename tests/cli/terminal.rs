@@ -69,7 +69,7 @@ fn a_person_is_asked() {
     let place = Place::new();
     place.letters("invoice", LETTERS);
     let (code, shown) = at_terminal(place.command(["dlq", "purge", "invoice", "aa1"]), 80, "n\n");
-    assert!(shown.contains("Remove 1 dead letters of invoice for good? [y/N]"), "{shown}");
+    assert!(shown.contains("Remove 1 dead letter of invoice for good? [y/N]"), "{shown}");
     assert_eq!((code, place.dead("invoice")), (1, 1), "{shown}");
     let (code, shown) = at_terminal(place.command(["dlq", "purge", "invoice", "aa1"]), 80, "y\n");
     assert_eq!((code, place.dead("invoice")), (0, 0), "{shown}");

@@ -16,7 +16,7 @@ use crate::cli::fault::{FAILED, Fault, INTERRUPTED};
 use crate::cli::input;
 use crate::cli::output;
 use crate::cli::session::{Connection, Session, did_you_mean};
-use crate::cli::table::grouped;
+use crate::cli::table::{counted, grouped};
 use crate::message::{JobName, QueueName};
 use crate::time::Clock;
 
@@ -115,7 +115,7 @@ pub fn replay(session: Session, arguments: ReplayArguments) -> Done {
             known_queue(&connection, to).await?;
         }
         if !common.dry_run && !common.yes && selection.len() > MANY {
-            ask(&common, &format!("Replay {} dead letters of {}?", grouped(selection.len() as u64), target.queue))?;
+            ask(&common, &format!("Replay {} of {}?", counted(selection.len() as u64, "dead letter"), target.queue))?;
         }
         carry(&session, &common, &*dead, &selection, &Deed::Replay { rate: rate.0, mend }, "replaying").await
     })
@@ -130,7 +130,7 @@ pub fn purge(session: Session, arguments: PurgeArguments) -> Done {
         if !common.dry_run && !common.yes && !selection.is_empty() {
             ask(
                 &common,
-                &format!("Remove {} dead letters of {} for good?", grouped(selection.len() as u64), target.queue),
+                &format!("Remove {} of {} for good?", counted(selection.len() as u64, "dead letter"), target.queue),
             )?;
         }
         carry(&session, &common, &*dead, &selection, &Deed::Purge, "removing").await
