@@ -10,9 +10,10 @@ use super::api::{Api, Error, PubAck, Stored};
 use super::letters;
 use super::link::Link;
 use super::names::{self, Names};
+use super::part;
 use super::topology::Features;
 use super::wire::{self, header};
-use crate::broker::{Queue, Token};
+use crate::broker::Queue;
 use crate::message::record::{self, Dead, Record};
 use crate::message::{Binding, Message};
 use crate::time::{Clock, Timestamp};
@@ -39,8 +40,10 @@ pub struct Context {
     pub created: Vec<(String, Timestamp)>,
     /// The wall clock.
     pub clock: Clock,
-    /// This process.
+    /// This process, as people call it.
     pub worker: Arc<str>,
+    /// This process, told from every other that was ever called so.
+    pub instance: Arc<str>,
 }
 
 /// A record to be stored in the stream of work.
@@ -81,7 +84,8 @@ impl Context {
             run
         };
         let body = draft.original.body.clone().unwrap_or_default();
-        let ack = self.api.store(&subject, headers.clone(), body.clone(), deadline).await?;
+        let tail = self.names.record(queue, "part", &format!("{}-{}", draft.key, draft.hop));
+        let ack = part::store(&self.api, &subject, &tail, headers.clone(), body.clone(), deadline).await?;
         if !ack.duplicate {
             return Ok(());
         }
@@ -92,7 +96,7 @@ impl Context {
             return Ok(());
         }
         headers.insert(header::MESSAGE_ID, format!("{id}:{}", uuid::Uuid::now_v7()).as_str());
-        self.api.store(&subject, headers, body, deadline).await.map(drop)
+        part::store(&self.api, &subject, &tail, headers, body, deadline).await.map(drop)
     }
 
     /// Stores a dead letter under its key, once.
@@ -139,10 +143,5 @@ impl Context {
             }
         }
         Err(super::link::RequestError::TimedOut(reply.to_owned()).into())
-    }
-
-    /// Stores that these are about to start.
-    pub async fn mark(&self, starting: &[(Token, String)]) -> Vec<bool> {
-        vec![true; starting.len()]
     }
 }

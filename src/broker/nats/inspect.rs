@@ -126,7 +126,7 @@ impl Inspect for NatsInspect {
             let slots: serde_json::Map<String, Value> =
                 queues.iter().map(|(queue, slots)| (queue.to_string(), json!(slots))).collect();
             let body = json!({
-                "until": until.as_millis(), "queues": slots, "version": env!("CARGO_PKG_VERSION"),
+                "until": until.as_millis(), "queues": slots, "instance": &*inner.instance, "version": env!("CARGO_PKG_VERSION"),
             });
             let mut headers = async_nats::HeaderMap::new();
             headers.insert(header::MESSAGE_ID, uuid::Uuid::now_v7().to_string().as_str());

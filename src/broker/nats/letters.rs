@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Inner;
 use super::api::{self, Api, PubAck, Stored, code};
 use super::names::{self, Names};
+use super::part;
 use super::wire::{self, header};
 use crate::broker::{DeadLetters, Error, Letter, LetterQuery, Mend, ReplayGuard};
 use crate::message::record::{self, Dead, Record};
@@ -43,7 +44,8 @@ pub async fn bury(
     let id = format!("{}:{key}", dead.queue);
     headers.insert(header::MESSAGE_ID, id.as_str());
     let body = original.body.clone().unwrap_or_default();
-    let ack = api.store(&subject, headers.clone(), body.clone(), deadline).await?;
+    let tail = names.letter_part(&dead.queue, key);
+    let ack = part::store(api, &subject, &tail, headers.clone(), body.clone(), deadline).await?;
     if !ack.duplicate {
         return Ok(ack);
     }
@@ -52,7 +54,7 @@ pub async fn bury(
     }
     // It was there, and was purged or replayed meanwhile; this one is a letter of its own.
     headers.insert(header::MESSAGE_ID, format!("{id}:{}", uuid::Uuid::now_v7()).as_str());
-    api.store(&subject, headers, body, deadline).await
+    part::store(api, &subject, &tail, headers, body, deadline).await
 }
 
 /// See the module.
@@ -121,9 +123,17 @@ impl NatsLetters {
         self.0.api.last(&self.0.names.dead(), &self.0.names.letter(&letter.queue, &letter.id)).await
     }
 
+    async fn delete(&self, stored: &Stored) -> Result<bool, api::Error> {
+        let deleted = self.0.api.delete(&self.0.names.dead(), stored.seq).await?;
+        if let Some(part) = wire::text(stored.headers.as_ref(), header::PART) {
+            self.0.api.purge(&self.0.names.dead(), part).await?;
+        }
+        Ok(deleted)
+    }
+
     async fn remove(&self, letter: &Letter) -> Result<bool, api::Error> {
         match self.find(letter).await? {
-            Some(stored) => self.0.api.delete(&self.0.names.dead(), stored.seq).await,
+            Some(stored) => self.delete(&stored).await,
             None => Ok(false),
         }
     }
@@ -147,15 +157,17 @@ impl NatsLetters {
         let body = mend.body.clone().or_else(|| letter.message.body.clone()).unwrap_or_default();
         let subject = inner.names.record(queue, "run", &key);
         let deadline = Instant::now() + inner.options.timeout;
-        let ack = inner.api.store(&subject, headers.clone(), body.clone(), deadline).await.map_err(failed)?;
+        let tail = inner.names.record(queue, "part", &format!("{key}-0"));
+        let store = |headers| part::store(&inner.api, &subject, &tail, headers, body.clone(), deadline);
+        let ack = store(headers.clone()).await.map_err(failed)?;
         if ack.duplicate {
             let there = inner.api.get(&ack.stream, ack.seq).await.map_err(failed)?;
             if there.is_none_or(|there| there.subject != subject) {
                 headers.insert(header::MESSAGE_ID, format!("{id}:{}", uuid::Uuid::now_v7()).as_str());
-                inner.api.store(&subject, headers, body, deadline).await.map_err(failed)?;
+                store(headers).await.map_err(failed)?;
             }
         }
-        inner.api.delete(&inner.names.dead(), stored.seq).await.map_err(failed)?;
+        self.delete(&stored).await.map_err(failed)?;
         Ok(true)
     }
 
@@ -187,9 +199,11 @@ impl NatsLetters {
         let subject = inner.names.letter(&letter.queue, &letter.id);
         let body = letter.message.body.clone().unwrap_or_default();
         let deadline = Instant::now() + inner.options.timeout;
-        inner.api.store(&subject, headers, body, deadline).await.map_err(|e| e.into_broker(&doing))?;
+        let tail = format!("{}-{}", inner.names.letter_part(&letter.queue, &letter.id), uuid::Uuid::now_v7());
+        let stored = part::store(&inner.api, &subject, &tail, headers, body, deadline).await;
+        stored.map_err(|e| e.into_broker(&doing))?;
         if let Some(before) = before {
-            inner.api.delete(&inner.names.dead(), before.seq).await.map_err(|e| e.into_broker(&doing))?;
+            self.delete(&before).await.map_err(|e| e.into_broker(&doing))?;
         }
         Ok(())
     }
@@ -233,7 +247,8 @@ impl Reader {
                 }
                 from = stored.seq + 1;
                 self.bounds = Some((from, to));
-                self.page.extend(self.letter(stored));
+                let letter = self.letter(stored).await?;
+                self.page.extend(letter);
             } else {
                 let low = to.saturating_sub(self.width).max(from);
                 let mut at = low;
@@ -245,7 +260,8 @@ impl Reader {
                     }
                     at = stored.seq + 1;
                     found += 1;
-                    self.page.extend(self.letter(stored));
+                    let letter = self.letter(stored).await?;
+                    self.page.extend(letter);
                 }
                 // Letters may lie far apart; a page grows until it has some.
                 self.width = if found == 0 { (self.width * 4).min(WIDEST) } else { PAGE };
@@ -255,13 +271,19 @@ impl Reader {
         }
     }
 
-    fn letter(&self, stored: Stored) -> Option<Letter> {
+    async fn letter(&self, mut stored: Stored) -> Result<Option<Letter>, api::Error> {
         let subject = stored.subject.clone();
+        let (stream, headers) = (self.inner.names.dead(), stored.headers.as_ref());
+        let Some(body) = part::whole(&self.inner.api, &stream, headers, stored.payload.clone()).await? else {
+            tracing::error!(subject, "the end of a dead letter's body is gone");
+            return Ok(None);
+        };
+        stored.payload = body;
         let letter = letter(&self.inner.names, stored);
         if letter.is_none() {
             tracing::warn!(subject, "what lies among the dead letters is none of windlass");
         }
-        letter
+        Ok(letter)
     }
 }
 
@@ -361,6 +383,9 @@ pub async fn expire(inner: &Inner, queue: &QueueName, limit: Timestamp) -> Resul
             break;
         }
         from = stored.seq + 1;
+        if let Some(part) = wire::text(stored.headers.as_ref(), header::PART) {
+            inner.api.purge(&stream, part).await?;
+        }
         removed += u64::from(inner.api.delete(&stream, stored.seq).await?);
     }
     Ok(removed)

@@ -18,8 +18,10 @@ mod held;
 mod inspect;
 mod letters;
 mod link;
+mod mark;
 mod moves;
 mod names;
+mod part;
 mod prepare;
 mod publisher;
 mod pump;
@@ -66,6 +68,7 @@ struct Inner {
     covered: Mutex<HashSet<Topic>>,
     work: Mutex<Option<Features>>,
     presence: Mutex<Option<u64>>,
+    instance: Arc<str>,
     closed: CancellationToken,
     tasks: TaskTracker,
 }
@@ -114,6 +117,7 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
         covered: Mutex::default(),
         work: Mutex::default(),
         presence: Mutex::default(),
+        instance: uuid::Uuid::now_v7().to_string().into(),
         closed: CancellationToken::new(),
         tasks: TaskTracker::new(),
     }))))
@@ -198,6 +202,7 @@ impl Inner {
             created,
             clock: self.options.clock.clone(),
             worker: self.options.worker.clone(),
+            instance: self.instance.clone(),
         });
         let (shared, commands) = Shared::new(confirm::SINGLES);
         let pump = Pump::new(context, shared.clone(), commands, fresh, records, self.closed.clone());

@@ -71,6 +71,11 @@ impl Names {
         format!("{}.dead.{queue}.{id}", self.namespace)
     }
 
+    /// The end of a dead letter's body.
+    pub fn letter_part(&self, queue: &QueueName, id: &str) -> String {
+        format!("{}.dead.{queue}._part.{id}", self.namespace)
+    }
+
     /// The subjects of `N_work`.
     pub fn work_subjects(&self) -> [String; 2] {
         [format!("{}.work.>", self.namespace), format!("{}.state.>", self.namespace)]

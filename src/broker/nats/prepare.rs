@@ -6,7 +6,9 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 
 use super::context::Context;
+use super::mark::Mark;
 use super::names;
+use super::part;
 use super::wire::{self, header};
 use crate::broker::{Delivery, Disposition, Lane};
 use crate::message::Binding;
@@ -14,8 +16,9 @@ use crate::message::record::{self, Record};
 
 /// What to do with a delivery.
 pub enum Prepared {
-    /// Hand it over.
-    Run(Box<Delivery>),
+    /// Hand it over; its crashes, where its start is to be marked; where the end of its body lies, to be removed
+    /// with it.
+    Run(Box<Delivery>, Option<Mark>, Option<String>),
     /// What follows it is stored: acknowledge it, and nothing more.
     Succeeded,
     /// Give it back, to come again after so long.
@@ -62,11 +65,35 @@ pub async fn prepare(
             return later(delivery, wait);
         }
     }
+    let part = wire::text(headers.as_ref(), header::PART).filter(|_| lane == Lane::Retry).map(str::to_owned);
+    if part.is_some() {
+        let body = delivery.message.body.take().unwrap_or_default();
+        match part::whole(&context.api, &context.names.work(), headers.as_ref(), body).await {
+            Ok(Some(body)) => delivery.message.body = Some(body),
+            Ok(None) | Err(_) => {
+                tracing::error!(queue = %context.queue.name, seq = delivery.seq, "the end of a body cannot be read");
+                return later(delivery, AGAIN);
+            }
+        }
+    }
+    let mut mark = None;
     if again {
         let origin = delivery.origin().to_string();
         let key = names::key_of(delivery.record.as_deref(), &origin);
         match context.has_successor(&key, hop).await {
-            Ok(false) => {}
+            Ok(false) => match context.crashes(key).await {
+                Ok(found) => {
+                    let most = context.queue.max_crashes;
+                    delivery.condemned = found.crashes >= most;
+                    delivery.suspect = !delivery.condemned && found.crashes + 1 >= most;
+                    delivery.needs_mark = true;
+                    mark = Some(found);
+                }
+                Err(error) => {
+                    tracing::warn!(queue = %context.queue.name, error = %error, "failed to count a job's crashes");
+                    return later(delivery, AGAIN);
+                }
+            },
             Ok(true) => {
                 let _taken = delivery.settle(Disposition::Ack).take();
                 return Prepared::Succeeded;
@@ -77,7 +104,7 @@ pub async fn prepare(
             }
         }
     }
-    Prepared::Run(Box::new(delivery))
+    Prepared::Run(Box::new(delivery), mark, part)
 }
 
 /// The pump gives it back, so that dropping it must not.

@@ -11,6 +11,7 @@ use super::Inner;
 use super::api::{self, code};
 use super::link::RequestError;
 use super::names;
+use super::part;
 use super::wire::{self, header};
 use crate::broker::{Destination, Error, Publication, Published, Publisher};
 use crate::message::record::{self, Record};
@@ -107,7 +108,8 @@ impl NatsPublisher {
         };
         let body = publication.message.body.clone().unwrap_or_default();
         let deadline = Instant::now() + inner.options.timeout;
-        let stored = inner.api.store(&subject, headers, body, deadline).await;
+        let tail = inner.names.record(queue, "part", &format!("{key}-0"));
+        let stored = part::store(&inner.api, &subject, &tail, headers, body, deadline).await;
         stored.map(|_| Published { queues: Some(1) }).map_err(|error| failed(&format!("enqueue for {queue}"), error))
     }
 }

@@ -22,6 +22,7 @@ use super::confirm::{Confirm, GROUP, GROUPS, Item, SINGLES, Verdict};
 use super::context::Context;
 use super::credit::{self, Credit, End, Moment};
 use super::held::{Arrival, Hand, Key, Stage};
+use super::mark::Mark;
 use super::moves::{self, Moved};
 use super::prepare::{self, Prepared};
 use super::shared::{Command, Shared};
@@ -71,7 +72,8 @@ enum Done {
     Prepared(Key, Prepared),
     Moved(Key, Moved),
     Looked(usize, Result<bool, String>),
-    Marked(Vec<bool>, oneshot::Sender<Vec<bool>>),
+    Marked(Vec<(Key, Result<Option<u64>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
+    Cleared,
 }
 
 /// See the module.
@@ -82,6 +84,8 @@ pub struct Pump {
     consumers: Vec<Consumer>,
     hand: Hand<Subject>,
     hops: HashMap<Key, u64, foldhash::fast::FixedState>,
+    marks: HashMap<Key, Mark, foldhash::fast::FixedState>,
+    parts: HashMap<Key, String, foldhash::fast::FixedState>,
     confirm: Confirm<Key>,
     settling: HashMap<Key, (u64, usize), foldhash::fast::FixedState>,
     batches: HashMap<u64, Batch, foldhash::fast::FixedState>,
@@ -142,6 +146,8 @@ impl Pump {
             commands,
             consumers,
             hops: HashMap::default(),
+            marks: HashMap::default(),
+            parts: HashMap::default(),
             confirm,
             settling: HashMap::default(),
             batches: HashMap::default(),
@@ -261,10 +267,19 @@ impl Pump {
             Command::Release(token) => self.release(Key(token.0, token.1), NAK).await,
             Command::Mark(tokens, answer) => {
                 let context = self.context.clone();
-                let keys: Vec<(Token, String)> = tokens.iter().map(|&token| (token, self.mark_key(token))).collect();
+                let keys = tokens.iter().map(|token| Key(token.0, token.1));
+                let marks: Vec<(Key, Option<Mark>)> = keys.map(|key| (key, self.marks.get(&key).cloned())).collect();
                 self.tasks.spawn(async move {
-                    let marked = context.mark(&keys).await;
-                    Done::Marked(marked, answer)
+                    let starts = marks.into_iter().map(|(key, mark)| {
+                        let context = context.clone();
+                        async move {
+                            match mark {
+                                Some(mark) => (key, context.start(&mark).await.map(Some)),
+                                None => (key, Ok(None)),
+                            }
+                        }
+                    });
+                    Done::Marked(futures_util::future::join_all(starts).await, answer)
                 });
             }
             Command::Stop(answer) => {
@@ -272,12 +287,6 @@ impl Pump {
                 self.stopped = Some(answer);
             }
         }
-    }
-
-    fn mark_key(&self, token: Token) -> String {
-        let stream = self.consumers.get(token.0 as usize).map_or("", |c| c.subscription.stream.as_str());
-        let stored = self.hand.get(Key(token.0, token.1)).map_or(0, |held| held.stored);
-        super::names::key(&format!("{stream}:{}:{}", token.1, stored / 1_000_000), 0)
     }
 
     async fn settle(&mut self, items: Vec<(Delivery, Disposition)>, answer: oneshot::Sender<Vec<Settled>>) {
@@ -344,8 +353,31 @@ impl Pump {
 
     fn drop_from_hand(&mut self, key: Key, done: bool) {
         self.hand.remove(key, done);
-        self.hops.remove(&key);
         self.shared.forget(Token(key.0, key.1));
+        if !self.hops.is_empty() {
+            self.hops.remove(&key);
+        }
+        if !self.marks.is_empty()
+            && let Some(mark) = self.marks.remove(&key)
+            && (done || mark.ours)
+        {
+            let context = self.context.clone();
+            self.tasks.spawn(async move {
+                context.clear(&mark, done).await;
+                Done::Cleared
+            });
+        }
+        if !self.parts.is_empty()
+            && let Some(part) = self.parts.remove(&key)
+            && done
+        {
+            let context = self.context.clone();
+            self.tasks.spawn(async move {
+                // What stays is found by nobody, and goes with the queue.
+                let _ = context.api.purge(&context.names.work(), &part).await;
+                Done::Cleared
+            });
+        }
     }
 
     /// Gives a delivery back at once, or after the delay that `how` says; a lost one is only let go.
@@ -580,8 +612,12 @@ impl Pump {
             Done::Prepared(key, prepared) => {
                 self.preparing -= 1;
                 match prepared {
-                    Prepared::Run(delivery) if self.stopping => drop(delivery),
-                    Prepared::Run(delivery) => self.shared.push(std::iter::once(*delivery)),
+                    Prepared::Run(delivery, ..) if self.stopping => drop(delivery),
+                    Prepared::Run(delivery, mark, part) => {
+                        self.marks.extend(mark.map(|mark| (key, mark)));
+                        self.parts.extend(part.map(|part| (key, part)));
+                        self.shared.push(std::iter::once(*delivery));
+                    }
                     Prepared::Succeeded => {
                         if let Some(epoch) = self.acknowledging(key) {
                             self.confirm.offer(Item { token: key, epoch, alone: true });
@@ -629,9 +665,22 @@ impl Pump {
                 }
             }
             Done::Marked(marked, answer) => {
+                let mut stored = Vec::with_capacity(marked.len());
+                for (key, result) in marked {
+                    stored.push(result.is_ok());
+                    match (result, self.marks.get_mut(&key)) {
+                        (Ok(seq), Some(mark)) => {
+                            mark.seq = seq.or(mark.seq);
+                            mark.ours = true;
+                        }
+                        (Ok(_), None) => {}
+                        (Err(error), _) => tracing::warn!(error = %error, "a start cannot be marked"),
+                    }
+                }
                 // The engine may have given up waiting.
-                let _ = answer.send(marked);
+                let _ = answer.send(stored);
             }
+            Done::Cleared => {}
         }
     }
 

@@ -1,0 +1,89 @@
+//! Marks: which jobs were running when a worker died.
+//!
+//! From its second delivery on, a job's start is marked, under its key in the stream of work. The mark is cleared
+//! when the run is settled or given back; one that is left over, by a worker that is not present any more, is a
+//! crash. Giving back keeps the crashes of earlier runs.
+
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::api::Error;
+use super::context::Context;
+use super::wire::header;
+use crate::time::Timestamp;
+
+/// What is known of a job's crashes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// See [`super::names::key`].
+    pub key: String,
+    /// Crashes so far.
+    pub crashes: u32,
+    /// The stored mark, whosever it is.
+    pub seq: Option<u64>,
+    /// The stored mark says that this process runs it.
+    pub ours: bool,
+}
+
+impl Context {
+    /// The crashes of a job that was delivered before.
+    pub async fn crashes(&self, key: String) -> Result<Mark, Error> {
+        let subject = self.names.state(&self.queue.name, &format!("mark.{key}"));
+        let Some(stored) = self.api.last(&self.names.work(), &subject).await? else {
+            return Ok(Mark { key, crashes: 0, seq: None, ours: false });
+        };
+        let body: Value = serde_json::from_slice(&stored.payload).unwrap_or_default();
+        let before = u32::try_from(body["crashes"].as_u64().unwrap_or(0)).unwrap_or(u32::MAX);
+        let died = match (body["by"].as_str(), body["worker"].as_str()) {
+            (Some(by), _) if by == &*self.instance => false,
+            (Some(by), Some(worker)) => !self.is_present(worker, by).await?,
+            _ => false,
+        };
+        Ok(Mark { key, crashes: before + u32::from(died), seq: Some(stored.seq), ours: false })
+    }
+
+    async fn is_present(&self, worker: &str, instance: &str) -> Result<bool, Error> {
+        let subject = self.names.worker(worker);
+        let Some(stored) = self.api.last(&self.names.work(), &subject).await? else { return Ok(false) };
+        let body: Value = serde_json::from_slice(&stored.payload).unwrap_or_default();
+        let until = Timestamp::from_millis(body["until"].as_i64().unwrap_or(0));
+        Ok(body["instance"] == instance && until > self.clock.now())
+    }
+
+    /// Stores that a job is about to start; the new mark's sequence.
+    pub async fn start(&self, mark: &Mark) -> Result<u64, Error> {
+        let body = json!({ "crashes": mark.crashes, "by": &*self.instance, "worker": &*self.worker });
+        self.write(mark, &body).await
+    }
+
+    /// The run has ended: `settled`, or given back. Failing is harmless while this process is present.
+    pub async fn clear(&self, mark: &Mark, settled: bool) {
+        let cleared = if !settled && mark.crashes > 0 {
+            self.write(mark, &json!({ "crashes": mark.crashes })).await.map(drop)
+        } else {
+            match mark.seq {
+                Some(seq) => self.api.delete(&self.names.work(), seq).await.map(drop),
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = cleared {
+            tracing::warn!(queue = %self.queue.name, error = %error, "failed to clear a mark");
+        }
+    }
+
+    async fn write(&self, mark: &Mark, body: &Value) -> Result<u64, Error> {
+        let subject = self.names.state(&self.queue.name, &format!("mark.{}", mark.key));
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::MESSAGE_ID, uuid::Uuid::now_v7().to_string().as_str());
+        if self.features.ttl {
+            // What is left of a job that was removed by hand; longer than any job is retried.
+            headers.insert(header::TTL, "720h");
+        }
+        let deadline = Instant::now() + self.lease / 3;
+        let ack = self.api.store(&subject, headers, body.to_string().into(), deadline).await?;
+        if let Some(before) = mark.seq {
+            self.api.delete(&self.names.work(), before).await?;
+        }
+        Ok(ack.seq)
+    }
+}
