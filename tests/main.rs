@@ -20,3 +20,6 @@ mod admin;
 
 #[cfg(feature = "sqlite")]
 mod cli;
+
+#[cfg(feature = "nats")]
+mod nats;

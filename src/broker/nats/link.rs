@@ -25,6 +25,10 @@ const PING: Duration = Duration::from_secs(10);
 /// Commands that wait for the connection's task.
 const COMMANDS: usize = 16_384;
 
+/// Denials that are kept and told.
+const DENIALS: usize = 4;
+const CREDENTIALS: &str = "the NATS server refuses these credentials";
+
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
@@ -45,7 +49,7 @@ pub enum RequestError {
 /// What the connection's events have told.
 #[derive(Debug, Default)]
 pub struct Health {
-    denied: Mutex<Option<String>>,
+    denied: Mutex<Vec<String>>,
     violations: AtomicU64,
 }
 
@@ -117,7 +121,8 @@ impl Link {
 
     /// What the server refused since the connection was made: a permission, or credentials.
     pub fn denied(&self) -> Option<String> {
-        self.health.denied.lock().clone()
+        let denied = self.health.denied.lock();
+        (!denied.is_empty()).then(|| denied.join("; "))
     }
 
     /// How many refusals there were.
@@ -237,23 +242,21 @@ impl Health {
     fn note(&self, event: &Event) {
         match event {
             Event::Connected => {
-                *self.denied.lock() = None;
+                self.denied.lock().clear();
                 tracing::info!("connected to NATS");
             }
             Event::Disconnected => tracing::warn!("the connection to NATS is lost; connecting again"),
             Event::LameDuckMode => tracing::info!("the NATS server is about to leave; another one will be used"),
             Event::ServerError(ServerError::Other(text)) if text.to_lowercase().contains("permissions violation") => {
-                let text = format!("the NATS server denies it: {text}");
-                tracing::error!(error = %text, "a permission is missing");
-                *self.denied.lock() = Some(text);
+                self.refused(format!("the NATS server denies it: {text}"));
                 self.violations.fetch_add(1, Ordering::AcqRel);
             }
-            Event::ServerError(ServerError::AuthorizationViolation) => self.refused("authorization violation"),
+            Event::ServerError(ServerError::AuthorizationViolation) => self.refused(CREDENTIALS.to_owned()),
             Event::ServerError(error) => tracing::warn!(error = %error, "the NATS server reports an error"),
             Event::ClientError(error) => {
                 let text = error.to_string();
                 if text.contains("authorization") || text.contains("signing nonce") {
-                    self.refused(&text);
+                    self.refused(format!("{CREDENTIALS}: {text}"));
                 } else {
                     tracing::debug!(error = %text, "connecting to NATS failed");
                 }
@@ -263,12 +266,12 @@ impl Health {
         }
     }
 
-    fn refused(&self, text: &str) {
-        let text = format!("the NATS server refuses these credentials: {text}");
+    /// Logged once, and kept until the server takes us anew.
+    fn refused(&self, text: String) {
         let mut denied = self.denied.lock();
-        if denied.as_ref() != Some(&text) {
-            tracing::error!(error = %text, "credentials are refused");
-            *denied = Some(text);
+        if denied.len() < DENIALS && !denied.contains(&text) {
+            tracing::error!(error = %text, "a permission or credentials are missing");
+            denied.push(text);
         }
     }
 }

@@ -1,0 +1,179 @@
+//! Streams: theirs are read where they are and never changed, ours are made, and what cannot work is refused.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use windlass::broker::{self, Disposition, NatsOptions, Role, Severity, Start};
+
+use super::kit::{self, Behind, connect, open, options, publish, queue, run, unopened};
+use crate::support::nats::{Nats, Release};
+
+#[test]
+fn a_server_that_is_too_old_is_refused() {
+    let Some(server) = Nats::start(Release::Refused) else { return };
+    run(async {
+        let error = kit::refusal(&server.url(), NatsOptions::default()).await;
+        assert_eq!(error.exit_code(), 78);
+        assert!(error.to_string().contains("2.10.4"), "{error}");
+    });
+}
+
+#[test]
+fn a_topic_of_theirs_is_read_where_it_is() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        for (name, retention) in [("LIM", "limits"), ("INT", "interest"), ("WQ", "workqueue")] {
+            behind.stream(name, &format!("{}.*", name.to_lowercase()), retention).await;
+        }
+        let invoice = queue("invoice", &["lim.a", "lim.b", "int.a", "wq.*"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        // Producers that have never heard of us: core NATS.
+        for subject in ["lim.a", "lim.b", "lim.c", "int.a", "wq.x"] {
+            behind.0.publish(subject, "{}".into()).await.expect("published");
+        }
+        behind.0.flush().await.expect("sent");
+        let deliveries = work.take(4).await;
+        let mut topics: Vec<_> = deliveries.iter().filter_map(|d| d.channel.place.topic.clone()).collect();
+        topics.sort();
+        assert_eq!(topics.iter().map(|topic| &**topic).collect::<Vec<_>>(), ["int.a", "lim.a", "lim.b", "wq.x"]);
+        for delivery in deliveries {
+            work.stored(delivery, Disposition::Ack).await;
+        }
+        assert!(work.within(1, Duration::from_millis(300)).await.is_empty(), "lim.c is not heard");
+        let names = behind.api("STREAM.NAMES", Value::Null).await;
+        assert_eq!(names["streams"], json!(["INT", "LIM", "WQ", "t_dead", "t_work"]), "no t_events was needed");
+        let info = behind.api("STREAM.INFO.WQ", Value::Null).await;
+        assert_eq!(info["state"]["messages"], 0, "an acknowledgement removes from a work queue");
+        broker.close().await;
+    });
+}
+
+#[test]
+fn a_work_queue_of_theirs_takes_one_queue_from_its_beginning() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("WQ", "wq.>", "workqueue").await;
+        let (one, other) = (queue("one", &["wq.a"]), queue("other", &["wq.a"]));
+        let mut latest = queue("latest", &["wq.b"]);
+        latest.start = Start::Latest;
+        let broker = connect(&server.url(), &[one.clone(), other.clone(), latest.clone()]).await;
+        let _first = open(&broker, &one).await;
+        let second = unopened(&broker, &other).await;
+        assert_eq!(second.exit_code(), 78);
+        assert!(second.to_string().contains("WQ") && second.to_string().contains("two queues"), "{second}");
+        let late = unopened(&broker, &latest).await;
+        assert_eq!(late.exit_code(), 78);
+        assert!(late.to_string().contains("earliest"), "{late}");
+        broker.close().await;
+    });
+}
+
+#[test]
+fn what_nobody_stores_whole_is_refused_and_what_nobody_stores_is_ours() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("EU", "orders.eu", "limits").await;
+        let partly = queue("partly", &["orders.*"]);
+        let ours = queue("ours", &["reports.*"]);
+        let broker = connect(&server.url(), &[partly.clone(), ours.clone()]).await;
+        let error = unopened(&broker, &partly).await;
+        assert_eq!(error.exit_code(), 78);
+        assert!(error.to_string().contains("in part") && error.to_string().contains("EU"), "{error}");
+        // Published before anybody heard it, and heard under a wildcard later.
+        publish(&broker, "reports.finalized", &["1"]).await;
+        let mut work = open(&broker, &ours).await;
+        assert_eq!(work.notes, ["starts with 1 old events of t_events"]);
+        publish(&broker, "reports.drafted", &["2"]).await;
+        assert_eq!(work.take(2).await.len(), 2);
+        let info = behind.api("STREAM.INFO.t_events", Value::Null).await;
+        assert_eq!(info["config"]["subjects"], json!(["reports.*"]), "the wildcard has taken the subject in");
+        assert_eq!(info["config"]["discard"], "new");
+        broker.close().await;
+    });
+}
+
+#[test]
+fn without_create_the_command_that_creates_is_named() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let invoice = queue("invoice", &["orders"]);
+        let nats = NatsOptions { no_create: true, ..NatsOptions::default() };
+        let strict =
+            broker::connect(&server.url(), options(nats, std::slice::from_ref(&invoice))).await.expect("reached");
+        let behind = Behind::connect(&server.url()).await;
+        // Whoever obeys each refusal ends with a worker that runs.
+        for step in 0..10 {
+            let error = match strict.open(&invoice).await {
+                Ok(_) => break,
+                Err(error) => error.to_string(),
+            };
+            assert!(step < 9, "{error}");
+            let (_, command) = error.split_once("nats request '").expect("the command is named");
+            let (subject, body) = command.split_once("' '").expect("a subject and a body");
+            let body: Value = serde_json::from_str(body.trim_end_matches('\'')).expect("JSON");
+            behind.api(subject.trim_start_matches("$JS.API."), body).await;
+        }
+        strict.close().await;
+    });
+}
+
+#[test]
+fn an_unknown_queue_is_not_found_and_a_reader_creates_nothing() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        let reader = broker::Options { role: Role::Reader, ..options(NatsOptions::default(), &[]) };
+        let broker = broker::connect(&server.url(), reader).await.expect("reached");
+        assert!(broker.inspect().status(&[]).await.expect("nothing is there").is_empty());
+        let unknown = [windlass::message::QueueName::new("nope").expect("a name")];
+        assert_eq!(broker.inspect().status(&unknown).await.expect_err("unknown").exit_code(), 1);
+        assert!(kit::letters(&broker).await.is_empty());
+        assert!(behind.api("STREAM.NAMES", Value::Null).await["streams"].as_array().is_none_or(Vec::is_empty));
+        broker.close().await;
+    });
+}
+
+#[test]
+fn status_tells_what_waits_runs_and_is_dead() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        publish(&broker, "orders", &["1", "2", "3", "4", "5"]).await;
+        let mut deliveries = work.take(3).await;
+        work.stored(deliveries.remove(0), kit::dead("invoice")).await;
+        let later = windlass::time::Clock::System.now().after(Duration::from_secs(600));
+        let mut again = kit::retry(2);
+        if let Disposition::Retry { at, .. } = &mut again {
+            *at = later;
+        }
+        work.stored(deliveries.remove(0), again).await;
+        let inspect = broker.inspect();
+        inspect.present(&[(invoice.name.clone(), 16)]).await.expect("presence is stored");
+        let status = inspect.status(&[]).await.expect("a status").remove(0);
+        assert_eq!((status.ready, status.running, status.retrying), (Some(2), Some(1), Some(1)), "{status:?}");
+        assert_eq!((status.dead, status.workers, status.slots), (Some(1), Some(1), Some(16)), "{status:?}");
+        assert_eq!(status.retry_due, Some(later));
+        let refused = inspect.forget(&invoice.name, true).await.expect_err("a worker is attached");
+        assert_eq!(refused.exit_code(), 1);
+        let findings = inspect.doctor().await.expect("findings");
+        let errors: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+        drop(deliveries);
+        drop(work);
+        broker.close().await;
+        let reader = connect(&server.url(), &[]).await;
+        let known = reader.inspect().queues().await.expect("queues");
+        assert_eq!((known[0].name.as_str(), known[0].workers), ("invoice", Some(0)));
+        assert_eq!(known[0].topics, ["orders"]);
+        assert_eq!(reader.inspect().forget(&invoice.name, false).await.expect_err("jobs are left").exit_code(), 1);
+        assert_eq!(reader.inspect().forget(&invoice.name, true).await.expect("forgotten"), 4);
+        assert_eq!(kit::letters(&reader).await.len(), 1, "its dead letters stay");
+        reader.close().await;
+    });
+}
