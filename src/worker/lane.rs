@@ -430,8 +430,9 @@ async fn run(
             Some(pending) => Ok(pending),
             None if route.threading == Threading::Blocking => Attempt::new(route, cx.clone()),
             None => {
+                let polling = Instant::now();
                 let polled = Attempt::new(route, cx.clone()).and_then(Attempt::poll_once);
-                route.first_poll().observe(start.elapsed());
+                route.first_poll().observe(polling.elapsed());
                 polled
             }
         };

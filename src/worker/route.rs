@@ -52,15 +52,17 @@ impl Route {
 #[derive(Default)]
 pub struct FirstPoll(AtomicU64);
 
-/// Polls on average longer than this become tasks.
+/// Polls on average longer than this many nanoseconds become tasks.
 const RUDE: u64 = 10_000;
+/// A measurement counts as at most this, so that one preemption does not make a quick job look rude.
+const MOST: u64 = 10 * RUDE;
 
 impl FirstPoll {
     /// Takes a measurement. A race between lanes loses one, which an average bears.
     pub fn observe(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).min(1_000_000_000);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(MOST).min(MOST);
         let average = self.0.load(Ordering::Relaxed);
-        let next = if took > average { average + (took - average) / 8 } else { average - (average - took) / 8 };
+        let next = if took > average { average + (took - average) / 16 } else { average - (average - took) / 16 };
         self.0.store(next, Ordering::Relaxed);
     }
 
@@ -108,5 +110,27 @@ impl Routes {
     /// The queue's own job.
     pub fn default(&self) -> &Arc<Route> {
         &self.all[self.default]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_preemption_makes_no_job_rude_and_computing_does() {
+        let poll = FirstPoll::default();
+        for n in 0..10_000u64 {
+            poll.observe(if n % 100 == 99 { Duration::from_millis(20) } else { Duration::from_micros(1) });
+            assert!(!poll.is_rude(), "after {n}");
+        }
+        for _ in 0..64 {
+            poll.observe(Duration::from_micros(20));
+        }
+        assert!(poll.is_rude());
+        for _ in 0..64 {
+            poll.observe(Duration::from_micros(1));
+        }
+        assert!(!poll.is_rude(), "a job that mends its ways is polled in line again");
     }
 }
