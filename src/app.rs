@@ -124,8 +124,8 @@ pub struct App {
 
 impl App {
     /// Takes a configuration and the jobs compiled in; those of `[jobs]` that run over HTTP are added to them.
-    pub fn new(config: Config, registry: Registry) -> Result<Self, Error> {
-        Ok(Self { config, registry, options: RunOptions::default() })
+    pub fn new(config: Config, registry: Registry) -> Self {
+        Self { config, registry, options: RunOptions::default() }
     }
 
     /// With these options.

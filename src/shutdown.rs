@@ -1,6 +1,6 @@
 //! Leaving: signals become tokens and a grace period.
 //!
-//! First SIGTERM or SIGINT: `intake`. When the grace is over, or on SIGQUIT: `work`. A second signal: `now`. SIGHUP
+//! First SIGTERM or SIGINT: `intake`. When the grace is over, or on SIGQUIT: `work`. A second signal of any of them: `now`. SIGHUP
 //! does nothing (reading the configuration again is for later).
 
 use std::sync::Arc;
@@ -45,6 +45,7 @@ impl Shutdown {
         let mut hup = signal(SignalKind::hangup())?;
         let shutdown = self.clone();
         Ok(tokio::spawn(async move {
+            let mut first = true;
             loop {
                 let number = tokio::select! {
                     _ = term.recv() => libc::SIGTERM,
@@ -52,16 +53,17 @@ impl Shutdown {
                     _ = quit.recv() => libc::SIGQUIT,
                     _ = hup.recv() => continue,
                 };
-                if shutdown.intake.is_cancelled() && number != libc::SIGQUIT {
+                // A drain that was asked for otherwise (the admin port, a burst) is no signal.
+                if !std::mem::take(&mut first) {
                     shutdown.signal.store(number, Ordering::Release);
                     shutdown.now.cancel();
                     return;
                 }
+                tracing::info!(signal = number, grace_s = grace.as_secs_f64(), "leaving: taking nothing new");
                 shutdown.intake.cancel();
                 if number == libc::SIGQUIT {
                     shutdown.work.cancel();
                 }
-                tracing::info!(signal = number, grace_s = grace.as_secs_f64(), "leaving: taking nothing new");
             }
         }))
     }

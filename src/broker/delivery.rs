@@ -58,6 +58,9 @@ pub struct Delivery {
     pub at: Timestamp,
     /// What our record says; `None` for an event fresh from a topic.
     pub record: Option<Box<Record>>,
+    /// The broker has handed it out before and it came back unsettled (not by a retry of ours): for
+    /// `redeliveries_total`.
+    pub redelivered: bool,
     /// It was running or about to when a worker died, so often that it must run with no other suspect.
     pub suspect: bool,
     /// It has crashed as often as is allowed: dead-letter it without running it.
@@ -78,6 +81,7 @@ impl Delivery {
             seq,
             at,
             record: None,
+            redelivered: false,
             suspect: false,
             condemned: false,
             needs_mark: false,

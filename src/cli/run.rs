@@ -109,7 +109,7 @@ pub fn run(mut session: Session, registry: Registry, arguments: Arguments) -> Do
         from: arguments.from,
     };
     let shutdown = Shutdown::default();
-    let tally = App::new(config, registry)?.with(options).run(shutdown.clone())?;
+    let tally = App::new(config, registry).with(options).run(shutdown.clone())?;
     if let Some(signal) = shutdown.forced_by() {
         return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)));
     }

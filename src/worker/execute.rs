@@ -61,7 +61,7 @@ impl Future for Attempt {
 pub async fn drive(queue: &Queue, route: &Route, attempt: Attempt, cx: &Context, lost: Lost) -> Outcome {
     match route.threading {
         Threading::Async => drive_async(queue, route, attempt, cx, lost).await,
-        Threading::Blocking => drive_blocking(queue, route, attempt, cx).await,
+        Threading::Blocking => drive_blocking(queue, route, attempt, cx, lost).await,
     }
 }
 
@@ -105,7 +105,7 @@ fn say_lost(cx: &Context) {
 
 /// The future blocks at its first poll, so it gets a thread. Nothing can stop it: once its time is over it is told,
 /// and keeps its slot until it returns.
-async fn drive_blocking(queue: &Queue, route: &Route, attempt: Attempt, cx: &Context) -> Outcome {
+async fn drive_blocking(queue: &Queue, route: &Route, attempt: Attempt, cx: &Context, lost: Lost) -> Outcome {
     let mut thread = tokio::task::spawn_blocking(move || match attempt.poll_once() {
         Err(outcome) => outcome,
         Ok(_) => Outcome::Panicked {
@@ -113,7 +113,7 @@ async fn drive_blocking(queue: &Queue, route: &Route, attempt: Attempt, cx: &Con
             place: "windlass".to_owned(),
         },
     });
-    let (mut timed_out, mut interrupted) = (false, false);
+    let (mut timed_out, mut interrupted, mut told) = (false, false, false);
     loop {
         let deadline = if timed_out { None } else { cx.deadline() };
         tokio::select! {
@@ -129,6 +129,12 @@ async fn drive_blocking(queue: &Queue, route: &Route, attempt: Attempt, cx: &Con
             }
             () = queue.pool.shutdown.work.cancelled(), if !interrupted => {
                 interrupted = true;
+                cx.cancel();
+            }
+            () = lost.cancelled(), if !told => {
+                say_lost(cx);
+                told = true;
+                interrupted |= queue.spec.ordered;
                 cx.cancel();
             }
             // The process leaves: the thread dies with it, and the job goes to others.

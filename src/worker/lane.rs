@@ -135,7 +135,7 @@ impl Lane {
                 let route = refused.route.as_ref().unwrap_or(job);
                 let wait = delivery.ready_at().until(now);
                 self.tallies[route.index].record(refused.outcome.label(), wait, Duration::ZERO);
-                let Refused { outcome, event, .. } = refused;
+                let Refused { outcome, event, .. } = *refused;
                 let id = event.as_ref().map(|event| &*event.id);
                 chunk.push(conclude(&self.queue, route, delivery, &outcome, id, Duration::ZERO, now));
                 return;
@@ -212,7 +212,7 @@ async fn receive(queue: &Arc<Queue>) {
     match answer {
         Some(Ok(deliveries)) => {
             queue.consuming.store(true, Ordering::Release);
-            let redelivered = deliveries.iter().filter(|d| d.suspect || d.needs_mark).count();
+            let redelivered = deliveries.iter().filter(|delivery| delivery.redelivered).count();
             if redelivered > 0 {
                 queue.meter.add_redeliveries(redelivered as u64);
             }
@@ -315,19 +315,19 @@ fn prepare(
     delivery: &Delivery,
     now: Timestamp,
     start: Instant,
-) -> Result<(Arc<Route>, Context), Refused> {
+) -> Result<(Arc<Route>, Context), Box<Refused>> {
     let origin = delivery.origin();
     let record = delivery.record.as_deref();
     let event = match decode(&delivery.message, &origin, record) {
         Ok(event) => event,
         Err(malformed) => {
-            return Err(Refused { outcome: Outcome::Malformed(malformed.0), event: None, route: None });
+            return Err(Box::new(Refused { outcome: Outcome::Malformed(malformed.0), event: None, route: None }));
         }
     };
     let Some(route) = queue.routes.find(record.and_then(|record| record.job.as_ref())) else {
-        return Err(Refused { outcome: Outcome::Unroutable, event: Some(event), route: None });
+        return Err(Box::new(Refused { outcome: Outcome::Unroutable, event: Some(event), route: None }));
     };
-    let refuse = |outcome, event| Err(Refused { outcome, event: Some(event), route: Some(route.clone()) });
+    let refuse = |outcome, event| Err(Box::new(Refused { outcome, event: Some(event), route: Some(route.clone()) }));
     if delivery.condemned {
         return refuse(Outcome::Crashed, event);
     }
@@ -391,7 +391,8 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
         let now = queue.pool.clock.now();
         match prepare(&queue, &delivery, now, start) {
             Ok((route, cx)) => run(&queue, &route, delivery, cx, None, start).await,
-            Err(Refused { outcome, event, route }) => {
+            Err(refused) => {
+                let Refused { outcome, event, route } = *refused;
                 let route = route.as_ref().unwrap_or_else(|| queue.routes.default()).clone();
                 let id = event.as_ref().map(|event| &*event.id);
                 finish(&queue, &route, delivery, &outcome, id, start, now).await;

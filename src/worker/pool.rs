@@ -342,7 +342,8 @@ impl Queue {
 
     /// So many are finished and on their way to the broker.
     pub fn settling(&self, count: usize) {
-        self.unconfirmed.fetch_add(count, Ordering::AcqRel);
+        let now = self.unconfirmed.fetch_add(count, Ordering::AcqRel) + count;
+        self.meter.set_unconfirmed(now);
     }
 
     /// So many are confirmed, or cannot be any more.

@@ -49,13 +49,20 @@ impl Route {
 
 /// The running average of a job's first polls, which decides whether it is polled in line (cheapest when it is done
 /// at once) or becomes a task from the start (fairest when it computes).
-#[derive(Default)]
+///
+/// It begins as a task: a job that nobody knows must not block a lane, and with it what is in hand behind it.
 pub struct FirstPoll(AtomicU64);
 
 /// Polls on average longer than this many nanoseconds become tasks.
 const RUDE: u64 = 10_000;
 /// A measurement counts as at most this, so that one preemption does not make a quick job look rude.
 const MOST: u64 = 10 * RUDE;
+
+impl Default for FirstPoll {
+    fn default() -> Self {
+        Self(AtomicU64::new(2 * RUDE))
+    }
+}
 
 impl FirstPoll {
     /// Takes a measurement. A race between lanes loses one, which an average bears.
@@ -120,6 +127,10 @@ mod tests {
     #[test]
     fn one_preemption_makes_no_job_rude_and_computing_does() {
         let poll = FirstPoll::default();
+        assert!(poll.is_rude(), "an unknown job");
+        for _ in 0..32 {
+            poll.observe(Duration::from_micros(1));
+        }
         for n in 0..10_000u64 {
             poll.observe(if n % 100 == 99 { Duration::from_millis(20) } else { Duration::from_micros(1) });
             assert!(!poll.is_rude(), "after {n}");

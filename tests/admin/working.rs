@@ -37,7 +37,7 @@ fn it_answers_while_rude_jobs_block_and_drains_when_told() {
             }
         }
     };
-    let app = App::new(config, Registry::new().job("rude", job)).expect("an application");
+    let app = App::new(config, Registry::new().job("rude", job));
     let worker = std::thread::spawn(move || app.run(Shutdown::default()));
     let get = |path: &str| -> Answer { call(port, "GET", path, &[], b"") };
 

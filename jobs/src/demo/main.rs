@@ -48,7 +48,7 @@ async fn demo() -> Result<bool, Box<dyn Error>> {
 
     // The worker, as any application embeds it: a configuration, the jobs, and when to leave.
     let (leave, told) = oneshot::channel::<()>();
-    let app = App::new(stage.config.clone(), meter.registry(Lab::at(&stage.folder)))?;
+    let app = App::new(stage.config.clone(), meter.registry(Lab::at(&stage.folder)));
     let gone = Cell::new(false);
     let worker = async {
         // Told, or the one who would tell is gone: either way it is time to leave.

@@ -453,6 +453,7 @@ impl Pump {
             return Some(delivery);
         }
         delivery.needs_mark = said.count > 1;
+        delivery.redelivered = said.count > 1;
         let hop = super::names::hop(message.headers.as_ref());
         self.hops.insert(key, hop);
         self.preparing += 1;

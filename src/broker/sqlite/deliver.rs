@@ -40,6 +40,7 @@ impl Writer {
             delivery.condemned = candidate.crashes >= max;
             delivery.suspect = !delivery.condemned && candidate.crashes >= max - 1;
             delivery.needs_mark = desk.queue.ordered || candidate.crashes > 0;
+            delivery.redelivered = candidate.crashes > 0;
             deliveries.push(delivery);
         }
         deliveries
