@@ -1,6 +1,6 @@
 //! Claiming: look at the head of each lane, choose under the credit, move what was chosen to `running`.
 //!
-//! Content up to 256 KiB comes with the look; what is larger is fetched once it was chosen.
+//! Content up to 64 KiB comes with the look; what is larger is fetched once it was chosen.
 
 use std::collections::VecDeque;
 
@@ -13,6 +13,9 @@ use super::desk::Desk;
 use super::script::{Answer, Script, bytes, int, int_or_null, json_list, text_or_null};
 use super::settle::among;
 use crate::broker::Credit;
+
+/// Rows of a lane that one look reads, whatever the credit: bounds the memory of a look.
+const MOST: usize = 512;
 
 /// A unit that could be claimed.
 pub struct Candidate {
@@ -72,10 +75,10 @@ pub struct Found {
 
 /// Writes the look at a queue's lanes. `skipped`: so many more rows than the credit, because we may not take them.
 pub fn look(script: &mut Script, desk: &Desk, credit: &Credit, skipped: usize, now: i64) -> Look {
-    let limit = (credit.jobs + skipped) as i64;
+    let limit = (credit.jobs.min(MOST) + skipped) as i64;
     let fresh = script.add(
         "SELECT f.event, e.topic, e.at, e.key, e.head, \
-         CASE WHEN length(e.content) <= 262144 THEN e.content ELSE length(e.content) END, x.data, x.crashes, s.refs \
+         CASE WHEN length(e.content) <= 65536 THEN e.content ELSE length(e.content) END, x.data, x.crashes, s.refs \
          FROM fresh f CROSS JOIN event e ON e.id = f.event \
          LEFT JOIN record x ON x.event = f.event AND x.queue = f.queue LEFT JOIN shared s ON s.event = f.event \
          WHERE f.queue = ? ORDER BY f.event LIMIT ?",
@@ -94,7 +97,7 @@ pub fn look(script: &mut Script, desk: &Desk, credit: &Credit, skipped: usize, n
 fn look_later(script: &mut Script, desk: &Desk, class: i64, now: i64, limit: i64) -> usize {
     let statement = script.add(
         "SELECT l.event, e.topic, e.at, e.key, e.head, \
-         CASE WHEN length(e.content) <= 262144 THEN e.content ELSE length(e.content) END, x.data, x.crashes, s.refs, \
+         CASE WHEN length(e.content) <= 65536 THEN e.content ELSE length(e.content) END, x.data, x.crashes, s.refs, \
          l.due, l.kind, e.job \
          FROM later l CROSS JOIN event e ON e.id = l.event \
          LEFT JOIN record x ON x.event = l.event AND x.queue = l.queue LEFT JOIN shared s ON s.event = l.event \
@@ -106,7 +109,8 @@ fn look_later(script: &mut Script, desk: &Desk, class: i64, now: i64, limit: i64
 
 impl Look {
     /// Reads the answers.
-    pub fn read(&self, answers: &[Answer], limit: usize) -> Found {
+    pub fn read(&self, answers: &[Answer], credit: &Credit) -> Found {
+        let limit = credit.jobs.min(MOST);
         let lane = |statement: usize, class: i64| -> VecDeque<Candidate> {
             answers[statement].rows.iter().map(|row| candidate(row, class)).collect()
         };

@@ -12,7 +12,7 @@ use super::deliver::join;
 use super::desk::{Desk, Hand};
 use super::publish;
 use super::script::{Script, rollback};
-use super::settle::{self, guard_worker};
+use super::settle::{self, guard};
 use super::writer::{BACKOFF, Writer};
 use super::{fault, stored};
 use crate::broker::{Credit, Disposition, Error, Published, Settled, Trouble};
@@ -148,7 +148,7 @@ impl Writer {
 
     /// Whether what is about to be stored may be claimed at once: the looks of the same transaction see it.
     fn makes_work(&self, part: Part) -> bool {
-        let again = |item: &Item| item.desk.queue.ordered || item.disposition != Disposition::Ack;
+        let again = |item: &Item| self.directory.is_ordered(item.desk.id) || item.disposition != Disposition::Ack;
         (part.has(Part::Posts) && !self.pending.posts.is_empty())
             || (part.has(Part::Settlements) && !self.pending.released.is_empty())
             || self.pending.items.iter().any(|item| part.has(part_of(&item.disposition)) && again(item))
@@ -178,7 +178,7 @@ impl Writer {
         if batches.is_empty() && !marks {
             return false;
         }
-        guard_worker(script, worker);
+        guard(script, worker, self.directory.generation);
         if marks {
             for (desk, events, _) in &self.pending.marks {
                 let mut events = events.clone();
@@ -189,7 +189,7 @@ impl Writer {
             }
         }
         for (desk, batch) in batches.values() {
-            batch.write(script, worker, desk);
+            batch.write(script, worker, desk.id, self.directory.is_ordered(desk.id));
         }
         true
     }
@@ -234,6 +234,8 @@ impl Writer {
                 .filter(|item| is_stale(item) && item.disposition == Disposition::Ack)
                 .map(|item| (item.desk.clone(), item.delivery.token.0 as i64, item.delivery.attempt().get()))
                 .collect();
+            // What this process ran to its end it may claim again.
+            self.stir();
             for (desk, event, attempt) in late {
                 self.end_late(&desk, event, attempt).await?;
             }
@@ -247,11 +249,12 @@ impl Writer {
             });
         }
         if part.has(Part::Settlements) {
-            let stations = &self.stations;
+            let stations = &mut self.stations;
             self.pending.released.retain(|(queue, event)| {
-                let Some(station) = stations.get(queue) else { return false };
+                let Some(station) = stations.get_mut(queue) else { return false };
                 let keep = owned(&station.desk, *event).is_some();
                 if !keep {
+                    station.dirty = true;
                     station.desk.hands(|hands| hands.remove(event));
                 }
                 keep
@@ -358,9 +361,10 @@ impl Writer {
         for station in self.stations.values_mut().filter(|station| station.dirty) {
             let Some(credit) = station.desk.take_wish() else { continue };
             if looks.is_empty() && !guarded {
-                guard_worker(script, worker);
+                guard(script, worker, self.directory.generation);
             }
             station.dirty = false;
+            station.shy = !credit.suspect;
             let skipped = station.desk.hands(|hands| hands.values().filter(|hand| hand.stale).count());
             let look = claim::look(script, &station.desk, &credit, skipped, now.as_millis());
             looks.push((station.desk.clone(), credit, look));
@@ -381,7 +385,7 @@ impl Writer {
         let mut claims = Script::default();
         let mut claimed = Vec::with_capacity(looks.len());
         for (desk, credit, look) in looks {
-            let mut found = look.read(&answers, credit.jobs);
+            let mut found = look.read(&answers, credit);
             let joined = join(desk, &mut found);
             let mut chosen = claim::choose(&mut found, credit);
             let station = self.stations.get_mut(&desk.id).expect("a look has a station");
@@ -409,6 +413,7 @@ impl Writer {
             desk.hands(|hands| {
                 for candidate in joined {
                     if let Some(hand) = hands.get_mut(&candidate.event) {
+                        hand.recorded |= candidate.recorded;
                         hand.stale = false;
                     }
                 }

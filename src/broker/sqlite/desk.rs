@@ -17,7 +17,8 @@ pub struct Desk {
     pub queue: Queue,
     /// Its number in the file.
     pub id: i64,
-    commands: mpsc::UnboundedSender<Command>,
+    /// Weak: the writer owns the desks, and ends when nobody else can ask it any more.
+    commands: mpsc::WeakUnboundedSender<Command>,
     state: Mutex<State>,
     arrived: Notify,
     hands: Mutex<Hands>,
@@ -64,7 +65,7 @@ pub struct Hand {
 
 impl Desk {
     /// A desk without anything on it.
-    pub fn new(queue: Queue, id: i64, commands: mpsc::UnboundedSender<Command>) -> Self {
+    pub fn new(queue: Queue, id: i64, commands: mpsc::WeakUnboundedSender<Command>) -> Self {
         let hands = Mutex::new(HashMap::with_hasher(foldhash::fast::FixedState::default()));
         Self { queue, id, commands, state: Mutex::default(), arrived: Notify::new(), hands, trouble: Mutex::default() }
     }
@@ -93,8 +94,7 @@ impl Desk {
                 state.asked = Some(credit);
             }
             if !std::mem::replace(&mut told, true) {
-                // Fails only once the writer has ended, which `fail` has said.
-                let _ = self.commands.send(Command::Want);
+                self.tell(Command::Want);
             }
             arrived.await;
         }
@@ -106,6 +106,18 @@ impl Desk {
         let credit = state.wish()?;
         state.looking = true;
         Some(credit)
+    }
+
+    fn tell(&self, command: Command) {
+        if let Some(commands) = self.commands.upgrade() {
+            // Fails only once the writer has ended, which gave everything back and said so by `fail`.
+            let _ = commands.send(command);
+        }
+    }
+
+    /// The credit of a source that waits and that nobody looks for yet.
+    pub fn wish(&self) -> Option<Credit> {
+        self.state.lock().wish()
     }
 
     /// Whether a source waits and nobody looks yet.
@@ -184,8 +196,7 @@ impl Desk {
 
 impl Leases for Desk {
     fn release(&self, token: Token) {
-        // Fails only once the writer has ended, which gave everything back.
-        let _ = self.commands.send(Command::Release { queue: self.id, event: token.0 as i64 });
+        self.tell(Command::Release { queue: self.id, event: token.0 as i64 });
     }
 
     fn lost(&self, token: Token) -> Lost {

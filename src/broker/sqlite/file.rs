@@ -153,7 +153,14 @@ impl Target {
             // Before anything is changed: whose is it?
             schema::examine(connection, self, self.may_create, &schema::MIGRATIONS).await?;
         }
-        sqlx::query("PRAGMA journal_mode = WAL").execute(&mut *connection).await.map_err(said)?;
+        let mode: String =
+            sqlx::query_scalar("PRAGMA journal_mode = WAL").fetch_one(&mut *connection).await.map_err(said)?;
+        if mode != "wal" {
+            return Err(Error::Refused(format!(
+                "{} is where SQLite cannot keep a write-ahead log (it stays in mode {mode}); put it on a local disk",
+                self.path.display()
+            )));
+        }
         schema::prepare(connection, self, self.may_create, &schema::MIGRATIONS).await
     }
 

@@ -165,11 +165,11 @@ impl Broker for Sqlite {
     fn open<'a>(&'a self, queue: &'a Queue) -> BoxFuture<'a, Result<Opened, Error>> {
         Box::pin(async move {
             let wanted = queue.clone();
-            let commands = self.shared.commands.clone();
+            let commands = self.shared.commands.downgrade();
             let desk =
                 self.shared.call(move |writer| Box::pin(async move { writer.open(wanted, commands).await })).await?;
             Ok(Opened {
-                source: Box::new(Intake { desk: desk.clone() }),
+                source: Box::new(Intake { desk: desk.clone(), _shared: self.shared.clone() }),
                 settler: Arc::new(Settling { desk, commands: self.shared.commands.clone() }),
                 notes: Vec::new(),
             })
@@ -204,6 +204,8 @@ impl Broker for Sqlite {
 /// The source of one queue.
 struct Intake {
     desk: Arc<Desk>,
+    /// Keeps the writer alive for as long as somebody may receive.
+    _shared: Arc<Shared>,
 }
 
 impl Source for Intake {

@@ -89,6 +89,11 @@ impl Directory {
         }
     }
 
+    /// Whether the queue of this number keeps the order of keys.
+    pub fn is_ordered(&self, queue: i64) -> bool {
+        self.queues.values().any(|known| known.id == queue && known.ordered)
+    }
+
     /// There is no such queue.
     pub fn no_queue(&self, name: &str) -> Error {
         Error::NotFound(match nearest(name, self.queues.keys()) {

@@ -191,7 +191,14 @@ pub async fn read(connection: &mut SqliteConnection) -> Result<Directory, sqlx::
 /// Makes this process known as a worker, after giving back what dead ones held.
 pub async fn worker(writer: &mut Writer) -> Result<(), sqlx::Error> {
     peer::reap(writer).await?;
-    enter(writer).await
+    enter(writer).await?;
+    // Doubts about jobs that have ended concern nobody any more.
+    let mut script = Script::begin();
+    script.add(
+        "DELETE FROM doubt WHERE NOT EXISTS \
+         (SELECT 1 FROM record x WHERE x.event = doubt.event AND x.queue = doubt.queue)",
+    );
+    script.run_whole(&mut writer.connection).await.map(|_| ())
 }
 
 async fn enter(writer: &mut Writer) -> Result<(), sqlx::Error> {

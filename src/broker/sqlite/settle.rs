@@ -1,21 +1,25 @@
 //! Settlements as statements: what a transaction says of the units of one queue that this worker had in hand.
 //!
-//! Nothing here asks row by row who owns it: the whole transaction stands under [`guard_worker`], and as long as a
+//! Nothing here asks row by row who owns it: the whole transaction stands under [`guard`], and as long as a
 //! worker's row is there nobody else may touch what it owns.
 
 use serde_json::json;
 
-use super::desk::{Desk, Hand};
+use super::desk::Hand;
 use super::script::{Script, json_list};
 use super::{letter, stored};
 use crate::broker::Disposition;
 use crate::broker::delivery::Delivery;
 use crate::message::record::Record;
 
-/// Fails the script where the worker's row is gone: somebody gave back what we owned.
-pub fn guard_worker(script: &mut Script, worker: i64) {
-    script.add("SELECT json('the lease was lost') WHERE NOT EXISTS (SELECT 1 FROM worker WHERE id = ?)");
-    script.bind(worker);
+/// Fails the script where the worker's row is gone (somebody gave back what we owned), or where queues are not what
+/// we take them for.
+pub fn guard(script: &mut Script, worker: i64, generation: i64) {
+    script.add(
+        "SELECT json('a guard fell') WHERE NOT EXISTS (SELECT 1 FROM worker WHERE id = ?) \
+         OR (SELECT generation FROM meta) <> ?",
+    );
+    script.bind(worker).bind(generation);
 }
 
 /// The settlements of one queue in one transaction.
@@ -109,8 +113,7 @@ impl Batch {
     }
 
     /// Writes the statements.
-    pub fn write(&self, script: &mut Script, worker: i64, desk: &Desk) {
-        let queue = desk.id;
+    pub fn write(&self, script: &mut Script, worker: i64, queue: i64, ordered: bool) {
         if !self.released.is_empty() {
             give_back(script, "owner = ? AND queue = ? AND event IN (SELECT value FROM json_each(?))", |script| {
                 script.bind(worker).bind(queue).bind(json_list(self.released.iter().copied()));
@@ -148,7 +151,7 @@ impl Batch {
         if !self.shared.is_empty() {
             unshare(script, &json_list(self.shared.iter().copied()));
         }
-        if desk.queue.ordered && !(self.acked.is_empty() && self.dead.is_empty()) {
+        if ordered && !(self.acked.is_empty() && self.dead.is_empty()) {
             let ended = self.acked.iter().copied().chain(dead);
             next_heads(script, queue, &json_list(ended));
         }

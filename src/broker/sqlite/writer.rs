@@ -92,6 +92,8 @@ pub(super) struct Station {
     pub(super) desk: Arc<Desk>,
     /// Something may be there that was not looked at.
     pub(super) dirty: bool,
+    /// The last look left the suspects out.
+    pub(super) shy: bool,
     /// When the next one becomes due, by the wall clock.
     pub(super) next_due: Option<i64>,
 }
@@ -218,6 +220,9 @@ impl Writer {
             Command::Want => {
                 self.poll = POLL.0;
                 self.poll_at = Instant::now();
+                for station in self.stations.values_mut().filter(|station| station.shy) {
+                    station.dirty |= station.desk.wish().is_some_and(|credit| credit.suspect);
+                }
             }
             Command::Settle(items) => {
                 self.pending.items.extend(items);
@@ -235,7 +240,11 @@ impl Writer {
     }
 
     /// The desk of a queue that is to be worked.
-    pub async fn open(&mut self, queue: Queue, commands: mpsc::UnboundedSender<Command>) -> Result<Arc<Desk>, Error> {
+    pub async fn open(
+        &mut self,
+        queue: Queue,
+        commands: mpsc::WeakUnboundedSender<Command>,
+    ) -> Result<Arc<Desk>, Error> {
         if self.worker.is_none() {
             return Err(Error::Usage("only a worker opens queues".to_owned()));
         }
@@ -251,7 +260,7 @@ impl Writer {
             return Ok(station.desk.clone());
         }
         let desk = Arc::new(Desk::new(queue, id, commands));
-        self.stations.insert(id, Station { desk: desk.clone(), dirty: true, next_due: None });
+        self.stations.insert(id, Station { desk: desk.clone(), dirty: true, shy: false, next_due: None });
         Ok(desk)
     }
 

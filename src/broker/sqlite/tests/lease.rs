@@ -200,3 +200,35 @@ async fn a_dropped_receive_loses_nothing_and_the_credit_is_never_exceeded() {
     assert_eq!(bodies(&got), all);
     assert_eq!(settle(&opened, got, &Disposition::Ack).await, vec![Settled::Stored; 50]);
 }
+
+#[tokio::test]
+async fn a_suspect_comes_as_soon_as_the_credit_allows_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = Queue { max_crashes: 2, ..queue("q", &["t"]) };
+    let (one, mut first) = named(&path, "one", &q).await;
+    publish(&one, "t", &["a"]).await;
+    let held = receive(&mut first, 1).await;
+    beside(&path, KILLED).await;
+    let (_two, mut second) = named(&path, "two", &q).await;
+    let shy = Credit { suspect: false, ..credit(8) };
+    assert!(tokio::time::timeout(Duration::from_millis(100), second.source.receive(shy)).await.is_err());
+    let suspect = receive(&mut second, 8).await;
+    assert!(suspect[0].suspect);
+    drop((held, suspect));
+}
+
+#[tokio::test]
+async fn a_broker_that_is_dropped_gives_back_what_it_held() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    let (_two, mut second) = named(&path, "two", &q).await;
+    publish(&one, "t", &["a"]).await;
+    let held = receive(&mut first, 1).await;
+    assert!(nothing(&mut second).await);
+    drop((one, first));
+    assert_eq!(bodies(&receive(&mut second, 1).await), ["a"]);
+    assert!(held[0].lost().is_cancelled());
+}
