@@ -7,3 +7,5 @@ mod streams;
 mod security;
 
 mod moves;
+
+mod cluster;

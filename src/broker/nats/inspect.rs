@@ -120,6 +120,10 @@ impl Inspect for NatsInspect {
         Box::pin(async move {
             let inner = &self.0;
             let features = inner.work().await?;
+            let mut presence = inner.presence.lock().await;
+            if inner.closed.is_cancelled() {
+                return Ok(());
+            }
             let subject = inner.names.worker(&inner.options.worker);
             let lease = inner.options.lease;
             let until = inner.options.clock.now().after(lease);
@@ -134,11 +138,9 @@ impl Inspect for NatsInspect {
                 headers.insert(header::TTL, format!("{}s", lease.as_secs() + 2).as_str());
             }
             let deadline = Instant::now() + inner.options.timeout;
-            let before = *inner.presence.lock();
             let ack = inner.api.store(&subject, headers, body.to_string().into(), deadline).await;
             let ack = ack.map_err(|error| error.into_broker("renew this worker's presence"))?;
-            *inner.presence.lock() = Some(ack.seq);
-            if let Some(before) = before {
+            if let Some(before) = presence.replace(ack.seq) {
                 // What stays ends with its time to live, and is not counted after it.
                 let _ = inner.api.delete(&inner.names.work(), before).await;
             }

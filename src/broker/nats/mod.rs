@@ -67,7 +67,9 @@ struct Inner {
     api: Api,
     covered: Mutex<HashSet<Topic>>,
     work: Mutex<Option<Features>>,
-    presence: Mutex<Option<u64>>,
+    /// The sequence of this worker's presence record; locked while it is written, so that none is written after the
+    /// last was withdrawn.
+    presence: tokio::sync::Mutex<Option<u64>>,
     instance: Arc<str>,
     closed: CancellationToken,
     tasks: TaskTracker,
@@ -116,7 +118,7 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
         api,
         covered: Mutex::default(),
         work: Mutex::default(),
-        presence: Mutex::default(),
+        presence: tokio::sync::Mutex::default(),
         instance: uuid::Uuid::now_v7().to_string().into(),
         closed: CancellationToken::new(),
         tasks: TaskTracker::new(),
@@ -243,13 +245,13 @@ impl Broker for Nats {
             if tokio::time::timeout(CLOSE, self.0.tasks.wait()).await.is_err() {
                 tracing::warn!("closing before everything was confirmed; what was not comes again");
             }
-            let presence = self.0.presence.lock().take();
-            if let Some(seq) = presence {
-                let work = self.0.names.work();
-                let withdraw = self.0.api.delete(&work, seq);
-                // It ends with its lease where it cannot be withdrawn.
-                let _ = tokio::time::timeout(Duration::from_millis(300), withdraw).await;
-            }
+            let withdraw = async {
+                if let Some(seq) = self.0.presence.lock().await.take() {
+                    // It ends with its lease where it cannot be withdrawn.
+                    let _ = self.0.api.delete(&self.0.names.work(), seq).await;
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_millis(300), withdraw).await;
             // A round trip: what was given back before it has reached the server. Where it fails, leases do it.
             let _ = self.0.link.request("$JS.API.INFO", None, bytes::Bytes::new(), Duration::from_millis(300)).await;
             self.0.link.close().await;
