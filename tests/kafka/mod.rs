@@ -9,3 +9,5 @@ mod outage;
 mod rebalance;
 
 mod inspect;
+
+mod letters;

@@ -47,7 +47,11 @@ pub struct KafkaDead {
     /// How long dead letters are kept.
     pub keep: Vec<(QueueName, Option<Duration>)>,
     transactor: Arc<Mutex<Option<Transactor>>>,
+    /// Where the letters lie that were listed.
+    places: Places,
 }
+
+type Places = Arc<Mutex<BTreeMap<(QueueName, String), (i32, i64)>>>;
 
 /// A letter and where it lies.
 struct Found {
@@ -75,6 +79,7 @@ impl KafkaDead {
             lease,
             keep,
             transactor: Arc::default(),
+            places: Arc::default(),
         }
     }
 
@@ -93,7 +98,7 @@ impl KafkaDead {
     /// The letters of a queue that are there, each id once.
     async fn found(&self, queue: &QueueName, marks: &Arc<Marks>) -> Result<Vec<Found>, Error> {
         let (settings, namespace, queue) = (self.settings.clone(), self.namespace.clone(), queue.clone());
-        let marks = marks.clone();
+        let (marks, places) = (marks.clone(), self.places.clone());
         blocking(move || {
             let mut found: BTreeMap<String, Found> = BTreeMap::new();
             let mut known = BTreeSet::new();
@@ -119,6 +124,10 @@ impl KafkaDead {
                 }
                 found.insert(letter.id.clone(), Found { at, letter });
             })?;
+            let mut places = places.lock();
+            places.retain(|(of, _), _| *of != queue);
+            places.extend(found.iter().map(|(id, found)| ((queue.clone(), id.clone()), found.at)));
+            drop(places);
             Ok(found.into_values().collect())
         })
         .await
@@ -147,15 +156,15 @@ impl KafkaDead {
         let mut places = BTreeMap::new();
         let queues: BTreeSet<&QueueName> = letters.iter().map(|letter| &letter.queue).collect();
         for queue in queues {
-            let plain =
-                letters.iter().filter(|letter| letter.queue == *queue).all(|letter| position(&letter.id).is_some());
-            if plain {
-                // The id says where it lies.
-                for letter in letters.iter().filter(|letter| letter.queue == *queue) {
-                    if let Some(at) = position(&letter.id).filter(|at| !marks.is_gone(queue, *at)) {
-                        places.insert((queue.clone(), letter.id.clone()), at);
-                    }
-                }
+            let of_queue = || letters.iter().filter(|letter| letter.queue == *queue);
+            // What was listed by this process is where it was, unless it is gone; an id alone does not say, since an
+            // import keeps the id that a letter had elsewhere.
+            let known: Vec<_> = {
+                let places = self.places.lock();
+                of_queue().map(|letter| places.get(&(queue.clone(), letter.id.clone())).copied()).collect()
+            };
+            if known.iter().all(|at| at.is_some_and(|at| !marks.is_gone(queue, at))) {
+                places.extend(of_queue().zip(known).filter_map(|(l, at)| Some(((queue.clone(), l.id.clone()), at?))));
                 continue;
             }
             for found in self.found(queue, &marks).await? {
@@ -248,12 +257,6 @@ fn again(error: &Error) -> Error {
         Error::Rejected(text) => Error::Rejected(text.clone()),
         Error::Usage(text) => Error::Usage(text.clone()),
     }
-}
-
-/// The place that an id of ours names.
-fn position(id: &str) -> Option<(i32, i64)> {
-    let (partition, offset) = id.split_once('-')?;
-    Some((partition.parse().ok()?, offset.parse().ok()?))
 }
 
 /// A record of a dead-letter topic as a letter, and whether it was imported.

@@ -55,6 +55,9 @@ mod doctor;
 
 mod inspect;
 
+#[cfg(test)]
+mod takeover;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,6 +147,8 @@ impl Kafka {
             left: left.clone(),
         }
         .spawn()?;
+        // It answered just now; the poll thread says when it does not.
+        shared.state.lock().connected = true;
         self.open.lock().push((shared.clone(), left));
         self.start_delay()?;
         let settler = settle::KafkaSettler {

@@ -96,8 +96,11 @@ pub struct Partition {
     gate: Option<Gate<Held>>,
     /// Keys of what is in hand or waits, where order matters.
     keys: HashMap<i64, Bytes>,
-    /// Retries in place: due time and whether a commit has stored it.
+    /// Retries in place, until their run has ended: a commit that forgot one would give its attempt back. With the
+    /// record while it waits, and whether a commit has stored it.
     waiting: BTreeMap<i64, (Waiting, Option<Held>, bool)>,
+    /// Records of ours that are not due yet by their own word.
+    early: BTreeMap<i64, Held>,
     timers: BTreeSet<(Timestamp, i64)>,
     started: BTreeMap<i64, Started>,
     guarded_to: i64,
@@ -183,6 +186,7 @@ impl Partition {
             gate: setup.ordered.then(Gate::default),
             keys: HashMap::new(),
             waiting,
+            early: BTreeMap::new(),
             timers: BTreeSet::new(),
             started,
             guarded_to,
@@ -218,7 +222,7 @@ impl Partition {
 
     /// Arrived and not handed out.
     pub fn buffered(&self) -> usize {
-        self.buffer.len() + self.ready.len() + self.gate.as_ref().map_or(0, Gate::parked)
+        self.buffer.len() + self.ready.len() + self.early.len() + self.gate.as_ref().map_or(0, Gate::parked)
     }
 
     /// Records arrived, in order. `known` tells whether an earlier assignment's delivery of one still runs here;
@@ -284,7 +288,7 @@ impl Partition {
     }
 
     /// Puts a record where it will be handed out from: at once, or when it is due.
-    fn queue(&mut self, held: Held, again: bool, now: Timestamp) {
+    fn queue(&mut self, held: Held, first: bool, now: Timestamp) {
         let offset = held.arrived.offset;
         self.buffered_bytes += held.size();
         if let Some((waiting, place, stored)) = self.waiting.get_mut(&offset) {
@@ -294,15 +298,12 @@ impl Partition {
             }
             return;
         }
-        // A work record that is not due yet waits here; its due time is its own.
         if let Some(due) = held.record.as_ref().and_then(|record| record.not_before).filter(|due| *due > now) {
-            let attempt = held.record.as_ref().map_or(crate::message::Attempt::FIRST, |record| record.attempt);
-            let waiting = Waiting { offset, attempt, due, first_failed: None };
-            self.waiting.insert(offset, (waiting, Some(held), true));
+            self.early.insert(offset, held);
             self.timers.insert((due, offset));
             return;
         }
-        if again { self.ready.push_back(held) } else { self.buffer.push_back(held) }
+        if first { self.buffer.push_front(held) } else { self.buffer.push_back(held) }
     }
 
     /// Moves what is due to where it is handed out from, and says when the next is due.
@@ -312,16 +313,19 @@ impl Partition {
                 return Some(due);
             }
             self.timers.pop_first();
-            let Some((waiting, Some(mut held), _)) = self.waiting.remove(&offset) else { continue };
-            if self.lane == Lane::Fresh || held.record.is_some() {
-                let fresh = held.record.is_none();
-                let record = held.record.get_or_insert_default();
-                record.attempt = waiting.attempt;
-                record.not_before = Some(waiting.due);
-                if let (true, Some(first)) = (fresh, waiting.first_failed) {
-                    // What an earlier owner knew of it: metadata has no room for the text.
-                    record.failure = Some(Failure::new("unknown", "failed under an earlier worker", first, first));
-                }
+            if let Some(held) = self.early.remove(&offset) {
+                self.ready.push_back(held);
+                continue;
+            }
+            let Some((waiting, place, _)) = self.waiting.get_mut(&offset) else { continue };
+            let Some(mut held) = place.take() else { continue };
+            let fresh = held.record.is_none();
+            let record = held.record.get_or_insert_default();
+            record.attempt = waiting.attempt;
+            record.not_before = Some(waiting.due);
+            if let (true, Some(first)) = (fresh, waiting.first_failed) {
+                // What an earlier owner knew of it: metadata has no room for the text.
+                record.failure = Some(Failure::new("unknown", "failed under an earlier worker", first, first));
             }
             self.ready.push_back(held);
         }
@@ -412,6 +416,9 @@ impl Partition {
         self.in_hand = self.in_hand.saturating_sub(1);
         self.dirty = true;
         self.fresh_finished += 1;
+        if !self.waiting.is_empty() {
+            self.waiting.remove(&offset);
+        }
         if !self.started.is_empty() {
             self.started.remove(&offset);
         }
@@ -431,16 +438,8 @@ impl Partition {
         let (Some(gate), Some(key)) = (&mut self.gate, self.keys.remove(&offset)) else { return };
         if let Some(next) = gate.leave(&key) {
             self.buffered_bytes = self.buffered_bytes.saturating_sub(next.size());
-            let offset = next.arrived.offset;
-            self.buffered_bytes += next.size();
-            if let Some((waiting, place, stored)) = self.waiting.get_mut(&offset) {
-                if *stored {
-                    self.timers.insert((waiting.due, offset));
-                }
-                *place = Some(next);
-            } else {
-                self.buffer.push_front(next);
-            }
+            // Before all times: what has a due time of its own goes by the timers, due or not.
+            self.queue(next, true, Timestamp::from_millis(i64::MIN));
         }
     }
 
@@ -669,7 +668,8 @@ impl Partition {
             .forgotten
             .iter()
             .copied()
-            .chain(self.waiting.keys().copied())
+            .chain(self.waiting.iter().filter(|(_, (_, held, _))| held.is_some()).map(|(offset, _)| *offset))
+            .chain(self.early.keys().copied())
             .chain(self.missing.iter().copied())
             .collect();
         let mut running = HashMap::new();

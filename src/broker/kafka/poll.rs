@@ -82,8 +82,6 @@ struct Running {
     in_flight: Option<(Vec<(u64, Snapshot)>, Instant)>,
     last_commit: Instant,
     failing_since: Option<Instant>,
-    /// The group has taken us in.
-    joined: bool,
     connected: bool,
     metadata_limit: usize,
     next_id: u64,
@@ -136,7 +134,6 @@ impl Poll {
             in_flight: None,
             last_commit: Instant::now(),
             failing_since: None,
-            joined: false,
             connected: false,
             metadata_limit: memo::LIMIT,
             next_id: 1,
@@ -220,7 +217,7 @@ impl Running {
                 self.setup.shared.arrived.notify_one();
             }
         }
-        let connected = self.joined && self.failing_since.is_none() && !self.context.is_down();
+        let connected = self.failing_since.is_none() && !self.context.is_down();
         if connected != self.connected {
             self.connected = connected;
             self.setup.shared.state.lock().connected = connected;
@@ -232,7 +229,6 @@ impl Running {
         for change in self.context.take_changes() {
             match change {
                 Change::Assigned(partitions) => {
-                    self.joined = true;
                     if partitions.is_empty() {
                         context::assign(&self.consumer, &[]);
                     }
