@@ -18,14 +18,7 @@ pub enum Command {
     /// Settlements of one queue.
     Settle(Vec<Item>),
     /// The starts of these are to be stored.
-    Mark {
-        /// Their queue.
-        desk: Arc<Desk>,
-        /// Their events.
-        events: Vec<i64>,
-        /// Whether each was.
-        reply: oneshot::Sender<Vec<bool>>,
-    },
+    Mark(Mark),
     /// A delivery was dropped.
     Release {
         /// Its queue.
@@ -43,6 +36,16 @@ pub enum Command {
 
 /// Something rare that needs the writer's connection.
 pub type Call = Box<dyn for<'a> FnOnce(&'a mut Writer) -> BoxFuture<'a, ()> + Send>;
+
+/// Starts to be stored.
+pub struct Mark {
+    /// Their queue.
+    pub desk: Arc<Desk>,
+    /// Their events.
+    pub events: Vec<i64>,
+    /// Whether each was.
+    pub reply: oneshot::Sender<Vec<bool>>,
+}
 
 /// One settlement on its way.
 pub struct Item {
@@ -70,25 +73,31 @@ pub struct Post {
 
 /// Collects results of a batch whose members may end at different times.
 pub struct Ticket<T> {
-    state: Mutex<(Vec<Option<T>>, usize, Option<oneshot::Sender<Vec<T>>>)>,
+    state: Mutex<Collected<T>>,
+}
+
+struct Collected<T> {
+    results: Vec<Option<T>>,
+    missing: usize,
+    reply: Option<oneshot::Sender<Vec<T>>>,
 }
 
 impl<T> Ticket<T> {
     /// For so many results.
     pub fn new(count: usize, reply: oneshot::Sender<Vec<T>>) -> Arc<Self> {
-        let empty = std::iter::repeat_with(|| None).take(count).collect();
-        Arc::new(Self { state: Mutex::new((empty, count, Some(reply))) })
+        let results = std::iter::repeat_with(|| None).take(count).collect();
+        Arc::new(Self { state: Mutex::new(Collected { results, missing: count, reply: Some(reply) }) })
     }
 
     /// One result; the last one sends them all.
     pub fn put(&self, index: usize, result: T) {
         let mut state = self.state.lock();
-        if state.0[index].replace(result).is_none() {
-            state.1 -= 1;
+        if state.results[index].replace(result).is_none() {
+            state.missing -= 1;
         }
-        if state.1 == 0 {
-            let results = std::mem::take(&mut state.0);
-            if let Some(reply) = state.2.take() {
+        if state.missing == 0 {
+            let results = std::mem::take(&mut state.results);
+            if let Some(reply) = state.reply.take() {
                 // Whoever asked may have lost interest; the settlement is stored all the same.
                 let _ = reply.send(results.into_iter().flatten().collect());
             }

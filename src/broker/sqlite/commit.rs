@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::claim::{self, Candidate};
-use super::command::Item;
+use super::command::{Item, Mark};
 use super::deliver::join;
 use super::desk::{Desk, Hand};
 use super::publish;
@@ -180,7 +180,7 @@ impl Writer {
         }
         guard(script, worker, self.directory.generation);
         if marks {
-            for (desk, events, _) in &self.pending.marks {
+            for Mark { desk, events, .. } in &self.pending.marks {
                 let mut events = events.clone();
                 let update = "UPDATE running SET started = 1 WHERE owner = ? AND queue = ?";
                 settle::among(script, update, "event", &mut events, |script| {
@@ -213,7 +213,7 @@ impl Writer {
                     station.desk.hands(|hands| hands.remove(&event));
                 }
             }
-            for (desk, events, reply) in self.pending.marks.drain(..) {
+            for Mark { desk, events, reply } in self.pending.marks.drain(..) {
                 let held = events.iter().map(|event| owned(&desk, *event).is_some()).collect();
                 // A worker that is leaving may not wait for it.
                 let _ = reply.send(held);

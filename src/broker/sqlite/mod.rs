@@ -43,7 +43,7 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot};
 
-use self::command::{Command, Item, Post, Ticket};
+use self::command::{Command, Item, Mark, Post, Ticket};
 use self::desk::Desk;
 use self::file::Target;
 use self::script::Script;
@@ -260,7 +260,7 @@ impl Settler for Settling {
         let count = events.len();
         let (reply, answer) = oneshot::channel();
         // Where the writer has ended the reply is dropped, which the answer below tells.
-        let _ = self.commands.send(Command::Mark { desk: self.desk.clone(), events, reply });
+        let _ = self.commands.send(Command::Mark(Mark { desk: self.desk.clone(), events, reply }));
         Box::pin(async move { answer.await.unwrap_or_else(|_| vec![false; count]) })
     }
 

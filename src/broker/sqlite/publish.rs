@@ -116,11 +116,14 @@ pub struct Batch {
     /// Enqueued ones: queue, offset, due.
     later: Vec<(i64, i64, i64)>,
     /// In key order, by queue and group: offset and key.
-    keyed: BTreeMap<(i64, i64), Vec<(i64, Vec<u8>)>>,
+    keyed: BTreeMap<(i64, i64), Vec<Keyed>>,
     /// Offsets and number of queues, where several hear it.
     shared: Vec<(i64, i64)>,
     bytes: usize,
 }
+
+/// An offset and its key.
+type Keyed = (i64, Vec<u8>);
 
 struct Event {
     topic: Option<i64>,

@@ -46,11 +46,6 @@ impl Script {
         self
     }
 
-    /// True where it says nothing yet.
-    pub fn is_empty(&self) -> bool {
-        self.statements == 0
-    }
-
     /// Ends the transaction.
     pub fn commit(&mut self) {
         self.add("COMMIT");

@@ -60,11 +60,6 @@ pub struct Dead {
 }
 
 impl Batch {
-    /// True where nothing is settled.
-    pub fn is_empty(&self) -> bool {
-        self.acked.is_empty() && self.released.is_empty() && self.retried.is_empty() && self.dead.is_empty()
-    }
-
     /// Gives back, without a delivery.
     pub fn release(&mut self, event: i64) {
         self.released.push(event);

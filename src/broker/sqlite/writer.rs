@@ -15,7 +15,7 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::command::{Command, Item, Post};
+use super::command::{Command, Item, Mark, Post};
 use super::desk::Desk;
 use super::housekeeping::Housekeeping;
 use super::machine::{Monotonic, Process};
@@ -103,7 +103,7 @@ pub(super) struct Station {
 pub(super) struct Pending {
     pub(super) items: Vec<Item>,
     pub(super) released: Vec<(i64, i64)>,
-    pub(super) marks: Vec<(Arc<Desk>, Vec<i64>, oneshot::Sender<Vec<bool>>)>,
+    pub(super) marks: Vec<Mark>,
     pub(super) posts: VecDeque<Post>,
 }
 
@@ -228,7 +228,7 @@ impl Writer {
                 self.pending.items.extend(items);
                 self.linger_until.get_or_insert_with(|| Instant::now() + LINGER);
             }
-            Command::Mark { desk, events, reply } => self.pending.marks.push((desk, events, reply)),
+            Command::Mark(mark) => self.pending.marks.push(mark),
             Command::Release { queue, event } => self.pending.released.push((queue, event)),
             Command::Publish(post) => self.pending.posts.push_back(post),
             Command::Close(reply) => self.closing = Some(reply),
