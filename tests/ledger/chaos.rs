@@ -83,7 +83,8 @@ fn broker_restarts<S: Subject>(rounds: usize) {
 }
 
 macro_rules! stories {
-    ($($broker:ident: $subject:ty),* $(,)?) => { $(
+    ($($(#[$when:meta])* $broker:ident: $subject:ty),* $(,)?) => { $(
+        $(#[$when])*
         mod $broker {
             use super::*;
 
@@ -118,5 +119,6 @@ macro_rules! stories {
 }
 
 stories! {
+    #[cfg(feature = "sqlite")]
     sqlite: subject::Sqlite,
 }

@@ -19,5 +19,5 @@ mod story;
 #[cfg(feature = "seeded-bugs")]
 mod chaos;
 
-#[cfg(feature = "seeded-bugs")]
+#[cfg(all(feature = "seeded-bugs", feature = "sqlite"))]
 mod seeded;

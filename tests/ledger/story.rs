@@ -56,13 +56,14 @@ impl<S: Subject> Site<S> {
         let subject = S::fresh()?;
         let dir = tempfile::tempdir().expect("a temporary folder");
         let rules = Rules { lease: lease::<S>(), grace: Duration::from_millis(300), ..Rules::default() };
-        std::fs::write(dir.path().join("windlass.toml"), config(&subject.address(), &rules)).expect("a file");
+        std::fs::write(dir.path().join("windlass.toml"), config(&subject.address(), &rules, S::ORDERED_KEYS))
+            .expect("a file");
         let path = dir.path().join("ledger");
         std::fs::write(&path, "").expect("a file");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime can be built");
         let namespace = Namespace::new("ledger").expect("a name");
-        let options = options(&namespace, &rules);
+        let options = options(&namespace, &rules, S::ORDERED_KEYS);
         let address = subject.address();
         let connected = runtime.block_on(async { broker::connect(&address, options).await });
         let broker = connected.expect("the broker can be reached");
@@ -93,7 +94,7 @@ impl<S: Subject> Site<S> {
             self.next += 1;
             let plan = plan(&mut self.random, in_order);
             let body = plan.body(number);
-            let key = in_order.then(|| (format!("k{}", number % KEYS), number));
+            let key = (in_order && S::ORDERED_KEYS).then(|| (format!("k{}", number % KEYS), number));
             let topic = if in_order { "keyed" } else { "mixed" };
             let draft = self.client.publish_bytes(topic, body.clone()).id(format!("L{number}"));
             let draft = draft.content_type("application/json");
@@ -198,6 +199,9 @@ impl<S: Subject> Site<S> {
     }
 
     fn is_settled(&mut self) -> bool {
+        for worker in &mut self.workers {
+            assert!(worker.process.poll().is_none(), "a worker left by itself\n{}", worker.process.tail());
+        }
         self.runs();
         let (left, dead) = self.held();
         left.values().all(|left| *left == 0) && self.ended.len() as u64 + dead >= self.story.jobs.len() as u64
@@ -298,7 +302,7 @@ fn plan(random: &mut fastrand::Rng, in_order: bool) -> Plan {
     }
 }
 
-fn config(address: &str, rules: &Rules) -> String {
+fn config(address: &str, rules: &Rules, orders: bool) -> String {
     let (first, factor, max) = rules.retry;
     let retry = format!(
         "retry = {{ attempts = {ATTEMPTS}, first = \"{}\", factor = {factor:?}, max = \"{}\", jitter = 0.2 }}",
@@ -318,17 +322,17 @@ fn config(address: &str, rules: &Rules) -> String {
         format_duration(rules.lease),
         queue(MIXED[0], "mixed", "none"),
         queue(MIXED[1], "mixed", "none"),
-        queue(KEYED, "keyed", "key"),
+        queue(KEYED, "keyed", if orders { "key" } else { "none" }),
     )
 }
 
-fn options(namespace: &Namespace, rules: &Rules) -> Options {
+fn options(namespace: &Namespace, rules: &Rules, orders: bool) -> Options {
     let queue = |name: &str, topic: &str| Queue {
         name: QueueName::new(name).expect("a name"),
         topics: vec![Topic::new(topic).expect("a topic")],
         job: JobName::new("ledger").expect("a name"),
         slots: NonZeroUsize::new(rules.slots).expect("not 0"),
-        ordered: name == KEYED,
+        ordered: orders && name == KEYED,
         start: Start::Earliest,
         max_crashes: rules.max_crashes as u32,
         keep_dead: None,
