@@ -4,6 +4,8 @@ mod desk;
 
 mod path;
 
+mod start;
+
 mod outage;
 
 mod rebalance;

@@ -335,6 +335,11 @@ impl Running {
     /// Where a partition begins that nobody has committed anything of.
     fn begin(&self, topic: &str, number: i32) -> rdkafka::error::KafkaResult<i64> {
         let (low, high) = self.consumer.fetch_watermarks(topic, number, ASK)?;
+        // `start` means the partitions that were there when the queue began: one that was added later begins at its
+        // beginning, or what was published before we saw it would be lost.
+        if self.setup.start != Start::Earliest && self.has_begun(topic)? {
+            return Ok(low);
+        }
         let work = topic == self.setup.work;
         match self.setup.start {
             Start::At(at) if !work => {
@@ -353,6 +358,17 @@ impl Running {
             Start::Latest if !work => Ok(high),
             _ => Ok(low),
         }
+    }
+
+    /// Whether anything of this topic was ever committed by the group.
+    fn has_begun(&self, topic: &str) -> rdkafka::error::KafkaResult<bool> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), ASK)?;
+        let mut list = TopicPartitionList::new();
+        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+            list.add_partition(topic, partition.id());
+        }
+        let committed = self.consumer.committed_offsets(list, ASK)?;
+        Ok(committed.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))))
     }
 
     fn channels(&mut self, topic: &str, number: i32) -> [Arc<Channel>; 2] {
