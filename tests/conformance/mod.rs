@@ -81,6 +81,8 @@ promises! {
     sqlite: subject::Sqlite,
     #[cfg(feature = "nats")]
     nats: subject::Nats,
+    #[cfg(feature = "nats")]
+    nats_old: subject::NatsOld,
     #[cfg(feature = "kafka")]
     kafka: subject::Kafka,
 }

@@ -117,6 +117,36 @@ impl Subject for Nats {
     }
 }
 
+/// The same on the oldest line of servers that is supported, which has no schedules.
+#[cfg(feature = "nats")]
+pub struct NatsOld(Nats);
+
+#[cfg(feature = "nats")]
+impl Subject for NatsOld {
+    const NAME: &'static str = "nats, the oldest";
+    const LEASE: Duration = Nats::LEASE;
+    const ORDERED_HEADERS: bool = false;
+    const ORDERED_KEYS: bool = false;
+
+    fn fresh() -> Option<Self> {
+        let server = crate::support::nats::Nats::start(crate::support::nats::Release::Old)?;
+        let proxy = crate::support::proxy::Proxy::to(server.port());
+        Some(Self(Nats { server, proxy }))
+    }
+
+    fn address(&self) -> String {
+        self.0.address()
+    }
+
+    fn restart(&mut self) -> bool {
+        self.0.restart()
+    }
+
+    fn cut(&mut self) -> bool {
+        self.0.cut()
+    }
+}
+
 /// `kafka://127.0.0.1:PORT`, through a proxy which the broker advertises
 #[cfg(feature = "kafka")]
 pub struct Kafka {

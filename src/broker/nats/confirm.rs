@@ -63,6 +63,7 @@ pub struct Confirm<T> {
     groups: usize,
     singles: usize,
     next: u64,
+    looked: (u64, Moment),
 }
 
 /// What a reply, or its absence, means for the members of a flight.
@@ -78,7 +79,15 @@ impl<T: Clone> Confirm<T> {
     /// One by one, until [`Confirm::set_grouping`] says otherwise.
     pub fn new() -> Self {
         let flying = HashMap::with_hasher(foldhash::fast::FixedState::default());
-        Self { grouping: false, waiting: VecDeque::new(), flying, groups: 0, singles: 0, next: 0 }
+        Self {
+            grouping: false,
+            waiting: VecDeque::new(),
+            flying,
+            groups: 0,
+            singles: 0,
+            next: 0,
+            looked: (0, Moment::ZERO),
+        }
     }
 
     /// Whether groups may be made: a single server, and we are its client.
@@ -131,7 +140,12 @@ impl<T: Clone> Confirm<T> {
     }
 
     /// Flights whose reply is overdue, and all of an older connection than `epoch`: nothing is known of them.
+    /// Looks at each only now and then.
     pub fn overdue(&mut self, epoch: u64, now: Moment) -> Vec<Item<T>> {
+        if self.looked.0 == epoch && now < self.looked.1 + PATIENCE / 20 {
+            return Vec::new();
+        }
+        self.looked = (epoch, now);
         let late = |flying: &Flying<T>| flying.epoch != epoch || now >= flying.since + PATIENCE;
         let mut tickets: Vec<u64> = self.flying.iter().filter(|(_, f)| late(f)).map(|(&ticket, _)| ticket).collect();
         tickets.sort_unstable();
