@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -38,6 +39,8 @@ pub struct KafkaInspect {
     pub queues: Arc<Vec<super::super::Queue>>,
     /// Names this process.
     pub worker: Arc<str>,
+    /// Whether this worker has said that it is there.
+    pub present: Arc<AtomicBool>,
 }
 
 /// What one partition of a queue holds.
@@ -60,6 +63,17 @@ struct Figures {
 }
 
 impl KafkaInspect {
+    /// Takes back that this worker is there, if it ever said so.
+    pub async fn absent(&self) {
+        if !self.present.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let topic = names::marks(self.namespace());
+        if let Err(error) = self.dead.publisher.confirm(&topic, &marks::worker(&self.worker, None, &[])).await {
+            tracing::debug!(%error, "this worker's presence ends by itself, with its lease");
+        }
+    }
+
     fn namespace(&self) -> &Namespace {
         &self.dead.namespace
     }
@@ -388,6 +402,7 @@ impl Inspect for KafkaInspect {
             let topic = names::marks(self.namespace());
             self.dead.topics.ensure(&topic, Kind::Marks, None).await?;
             let until = self.dead.clock.now().after(self.dead.lease);
+            self.present.store(true, Ordering::Relaxed);
             self.dead.publisher.confirm(&topic, &marks::worker(&self.worker, Some(until), queues)).await
         })
     }

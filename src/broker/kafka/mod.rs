@@ -97,7 +97,7 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
     let (namespace, clock) = (&options.namespace, &options.clock);
     let dead = dead::KafkaDead::new(&settings, namespace, &topics, &publisher, clock, options.lease, keep);
     let queues = Arc::new(options.queues.clone());
-    let inspect = inspect::KafkaInspect { dead, queues, worker: options.worker.clone() };
+    let inspect = inspect::KafkaInspect { dead, queues, worker: options.worker.clone(), present: Arc::default() };
     Ok(Arc::new(Kafka {
         settings,
         options,
@@ -222,13 +222,7 @@ impl Broker for Kafka {
             for (_, left) in &open {
                 left.cancelled().await;
             }
-            if !open.is_empty() {
-                let topic = names::marks(&self.options.namespace);
-                let left = marks::worker(&self.options.worker, None, &[]);
-                if let Err(error) = self.publisher.confirm(&topic, &left).await {
-                    tracing::debug!(%error, "this worker's presence ends by itself, with its lease");
-                }
-            }
+            self.inspect.absent().await;
             self.publisher.flush().await;
         })
     }
