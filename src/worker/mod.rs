@@ -1,8 +1,8 @@
 //! The worker: receive -> decode -> admit -> execute -> decide -> settle.
 //!
-//! [`run`] is the story of a process; [`lane`] is the story of a delivery. The rest are its parts, one idea a file:
-//! who gets a slot ([`admission`]), what is in hand ([`pool`]), what runs it ([`route`]), one attempt
-//! ([`execute`]), what happened ([`outcome`]), what follows ([`retry`]), carrying it out ([`settle`]).
+//! [`Worker::run`] is the story of a process; `lane` is the story of a delivery. The rest are its parts, one idea a
+//! file: who gets a slot (`admission`), what is in hand (`pool`), what runs it (`route`), one attempt (`execute`),
+//! what happened ([`outcome`]), what follows ([`retry`]), carrying it out (`settle`).
 //!
 //! Invariants: a delivery is started only with a slot; nothing is settled before its handler has ended; a slot is
 //! given back exactly once, when the handler has ended; a broker is never named here.

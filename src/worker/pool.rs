@@ -174,7 +174,6 @@ struct Pause {
 
 impl Queue {
     /// A queue that was opened.
-    #[expect(clippy::too_many_arguments, reason = "called once, from where all of it is made")]
     pub fn new(
         index: usize,
         spec: broker::Queue,
