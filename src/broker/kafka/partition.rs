@@ -217,6 +217,10 @@ impl Partition {
             || self.window.span() >= SPAN
             || self.waiting.len() >= 3 * WAITING
             || self.buffered_bytes >= bytes;
+        if full && self.phase == Phase::Owned && !self.missing.is_empty() {
+            // What fills it may be waiting for exactly what has to be read again.
+            return 64;
+        }
         if full { 0 } else { records.saturating_sub(self.buffered()) }
     }
 
@@ -500,7 +504,7 @@ impl Partition {
     }
 
     /// Where reading must begin again because deliveries were dropped with their bytes.
-    pub fn reread_from(&mut self) -> Option<i64> {
+    pub fn reread_from(&self) -> Option<i64> {
         self.missing.first().copied()
     }
 

@@ -26,6 +26,8 @@ const COMMIT_EVERY: Duration = Duration::from_millis(100);
 const COMMIT_AFTER: usize = 8_192;
 /// So long a partition is full before the broker is told to send nothing.
 const PAUSE_AFTER: Duration = Duration::from_secs(2);
+/// Reading goes back at most so often.
+const SEEK_EVERY: Duration = Duration::from_secs(1);
 /// Records a read.
 const READ: usize = 2_048;
 /// How long one question to the broker about an assignment may take.
@@ -63,6 +65,8 @@ struct Seat {
     queue: PartitionQueue<Context>,
     full_since: Option<Instant>,
     paused: bool,
+    /// When reading last went back. A seek throws away what the client has read ahead, so it is given time.
+    sought: Option<Instant>,
 }
 
 struct Drain {
@@ -309,7 +313,7 @@ impl Running {
                 max_crashes: self.setup.max_crashes,
             }));
             assigned.push((topic.clone(), number, offset));
-            self.queues.insert((topic, number), Seat { id, queue, full_since: None, paused: false });
+            self.queues.insert((topic, number), Seat { id, queue, full_since: None, paused: false, sought: None });
         }
         self.pending.clear();
         context::assign(&self.consumer, &assigned);
@@ -501,14 +505,21 @@ impl Running {
         let mut list = TopicPartitionList::new();
         {
             let mut state = self.setup.shared.state.lock();
-            for partition in state.partitions.values_mut().filter(|p| p.phase == Phase::Owned) {
-                let Some(offset) = partition.reread_from() else { continue };
+            for seat in self.queues.values_mut() {
+                let Some(partition) = state.partitions.get_mut(&seat.id) else { continue };
+                let Some(offset) = partition.reread_from().filter(|_| partition.phase == Phase::Owned) else {
+                    continue;
+                };
+                if seat.sought.is_some_and(|at| at.elapsed() < SEEK_EVERY) {
+                    continue;
+                }
+                seat.sought = Some(Instant::now());
                 // A list of our own making takes every offset.
                 let _ = list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(offset));
             }
         }
         if list.count() > 0
-            && let Err(error) = self.consumer.seek_partitions(list, ASK)
+            && let Err(error) = self.consumer.seek_partitions(list, Duration::ZERO)
         {
             tracing::warn!(%error, "records that were given back cannot be read again yet");
         }
