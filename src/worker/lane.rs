@@ -109,7 +109,9 @@ impl Lane {
             began,
         };
         for delivery in ready {
-            if delivery.suspect || delivery.needs_mark {
+            if chunk.instant - began >= self.queue.pool.lease {
+                self.queue.give_back(delivery);
+            } else if delivery.suspect || delivery.needs_mark {
                 tokio::spawn(self.queue.pool.tasks.track_future(run_marked(self.queue.clone(), delivery)));
             } else {
                 self.start_one(delivery, &mut chunk);

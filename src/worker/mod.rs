@@ -88,7 +88,12 @@ impl Worker {
         let more = NonZeroUsize::new(if seeded::bug("slots-over") { 2 } else { 1 }).expect("neither is 0");
         let slots = |slots: NonZeroUsize| slots.saturating_mul(more);
         let shares: Vec<_> = queues.iter().map(|queue| (slots(queue.spec.slots), queue.weight)).collect();
-        let pool = Pool::new(Admission::new(slots(config.slots), config.bytes_in_flight, &shares), shutdown, clock);
+        let pool = Pool::new(
+            Admission::new(slots(config.slots), config.bytes_in_flight, &shares),
+            shutdown,
+            clock,
+            config.lease,
+        );
         let queues = queues.into_iter().enumerate().map(|(index, queue)| {
             let jobs: Vec<_> = queue.routes.all().iter().map(|route| route.job.clone()).collect();
             let meter = QueueMeter::new(&queue.spec.name, &queue.spec.job, &jobs);

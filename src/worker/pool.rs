@@ -34,11 +34,14 @@ pub struct Pool {
     pub shutdown: Shutdown,
     /// The wall clock.
     pub clock: Clock,
+    /// What was not started so long after it was received is given back: a process that was frozen past its lease
+    /// must not start what others own by now.
+    pub lease: Duration,
 }
 
 impl Pool {
     /// A pool with these slots.
-    pub fn new(admission: Admission, shutdown: Shutdown, clock: Clock) -> Arc<Self> {
+    pub fn new(admission: Admission, shutdown: Shutdown, clock: Clock, lease: Duration) -> Arc<Self> {
         Arc::new(Self {
             admission: Mutex::new(admission),
             freed: Notify::new(),
@@ -48,6 +51,7 @@ impl Pool {
             tasks: TaskTracker::new(),
             shutdown,
             clock,
+            lease,
         })
     }
 
@@ -149,7 +153,7 @@ pub struct Counts {
 /// for each consumer it reads.
 #[derive(Default)]
 struct Hand {
-    ready: VecDeque<Delivery>,
+    ready: VecDeque<(Instant, Delivery)>,
     /// Slots held for what is in `ready`.
     slots: usize,
     fresh: usize,
@@ -211,7 +215,10 @@ impl Queue {
     /// Takes up to `most` deliveries that have a slot, in the order received.
     pub fn take_ready(&self, most: usize) -> Taken {
         let mut hand = self.hand.lock();
-        if hand.ready.is_empty() {
+        let Some((received, _)) = hand.ready.front() else { return Taken::Nothing };
+        if received.elapsed() >= self.pool.lease {
+            drop(hand);
+            self.release_ready();
             return Taken::Nothing;
         }
         if hand.slots < hand.ready.len() {
@@ -220,16 +227,16 @@ impl Queue {
         }
         let mut count = most.min(hand.slots).min(hand.ready.len());
         let limit = self.pool.admission(|admission| admission.bytes_limit());
-        if let Some(huge) = hand.ready.iter().take(count).position(|delivery| delivery.message.size() > limit) {
+        if let Some(huge) = hand.ready.iter().take(count).position(|(_, next)| next.message.size() > limit) {
             // Larger than all that may be in flight: it runs alone, when nothing else is in flight.
-            let alone = self.pool.admission(|a| a.bytes()) <= hand.ready[huge].message.size();
+            let alone = self.pool.admission(|a| a.bytes()) <= hand.ready[huge].1.message.size();
             count = if huge > 0 { huge } else { usize::from(alone) };
         }
         if count == 0 {
             return Taken::Blocked;
         }
         hand.slots -= count;
-        Taken::Some(hand.ready.drain(..count).collect())
+        Taken::Some(hand.ready.drain(..count).map(|(_, delivery)| delivery).collect())
     }
 
     /// Whether something in hand waits to be started.
@@ -243,11 +250,16 @@ impl Queue {
             let mut hand = self.hand.lock();
             (std::mem::take(&mut hand.ready), std::mem::take(&mut hand.slots))
         };
-        for delivery in ready {
-            self.let_go(delivery.lane(), delivery.message.size());
-            drop(delivery);
+        for (_, delivery) in ready {
+            self.let_go(&delivery);
         }
         self.pool.give(self.index, slots);
+    }
+
+    /// Gives back a delivery that has its slot and was not started.
+    pub fn give_back(&self, delivery: Delivery) {
+        self.let_go(&delivery);
+        self.pool.give(self.index, 1);
     }
 
     /// How much may be asked for now; takes the slots for it. `None`, with the reason: nothing.
@@ -284,6 +296,7 @@ impl Queue {
     pub fn received(&self, jobs: usize, deliveries: Vec<Delivery>) {
         let count = deliveries.len();
         let mut bytes = 0;
+        let now = Instant::now();
         {
             let mut hand = self.hand.lock();
             for delivery in deliveries {
@@ -295,7 +308,7 @@ impl Queue {
                 if delivery.suspect {
                     self.pool.suspects.fetch_add(1, Ordering::AcqRel);
                 }
-                hand.ready.push_back(delivery);
+                hand.ready.push_back((now, delivery));
             }
             hand.slots += count.min(jobs);
         }
@@ -328,9 +341,12 @@ impl Queue {
         hand.retry -= retry;
     }
 
-    fn let_go(&self, lane: Lane, bytes: usize) {
-        self.lane_done(lane);
-        self.pool.remove_bytes(bytes);
+    fn let_go(&self, delivery: &Delivery) {
+        self.lane_done(delivery.lane());
+        if delivery.suspect {
+            self.suspect_done();
+        }
+        self.pool.remove_bytes(delivery.message.size());
     }
 
     /// A suspect's run has ended, one way or the other.
