@@ -28,7 +28,8 @@ Examples:
   windlass try invoice @report.json | jq .price
   windlass dlq show invoice 7Fq2 --raw | windlass try invoice -
 
-The result is written to stdout as JSON. Publishing and enqueueing by the job is refused: there is no broker.")]
+The result is written to stdout as JSON. Publishing and enqueueing by the job is refused:
+there is no broker.")]
 pub struct Arguments {
     /// The job: compiled in, or under [jobs] of the configuration
     job: JobName,
