@@ -582,6 +582,18 @@ pub trait Inspect: Send + Sync {
     fn expire_dead(&self) -> BoxFuture<'_, Result<Vec<(QueueName, u64)>, Error>>;
 }
 
+/// The address without its password.
+pub fn shown_address(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    match rest.rsplit_once('@') {
+        Some((user, host)) if scheme != "sqlite" => {
+            let user = user.split_once(':').map_or(user, |(name, _)| name);
+            format!("{scheme}://{user}@{host}")
+        }
+        _ => address.to_owned(),
+    }
+}
+
 /// Connects to the broker at `address`.
 pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
     let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);

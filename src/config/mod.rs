@@ -50,6 +50,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::broker::shown_address;
 pub use build::{DEFAULT_BROKER, DEFAULT_HTTP_SLOTS, DEFAULT_NAMESPACE, DEFAULT_TIMEOUT};
 pub use effective::{check_namespace, check_run};
 pub use fault::{Fault, Faults, Place};
@@ -180,18 +181,6 @@ impl Queue {
             unroutable_after: Duration::from_secs(15 * 60),
             keep_dead: Some(Duration::from_secs(30 * 86_400)),
         }
-    }
-}
-
-/// The address without its password.
-pub fn shown_address(address: &str) -> String {
-    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
-    match rest.rsplit_once('@') {
-        Some((user, host)) if scheme != "sqlite" => {
-            let user = user.split_once(':').map_or(user, |(name, _)| name);
-            format!("{scheme}://{user}@{host}")
-        }
-        _ => address.to_owned(),
     }
 }
 

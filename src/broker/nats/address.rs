@@ -19,7 +19,7 @@ impl Address {
     /// Parses it.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let usage = |why: &str| {
-            let shown = crate::config::shown_address(text);
+            let shown = crate::broker::shown_address(text);
             Error::Usage(format!(
                 "{shown} is no NATS address: {why}; expected nats://[user:pass@]host:4222[,host:4222]"
             ))

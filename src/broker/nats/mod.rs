@@ -81,7 +81,7 @@ struct Nats(Arc<Inner>);
 /// Connects, and refuses a server that would lose jobs.
 pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
     let parsed = Address::parse(address)?;
-    let shown = crate::config::shown_address(address);
+    let shown = crate::broker::shown_address(address);
     if !parsed.is_loopback() && !options.namespace_set {
         return Err(Error::Refused(format!(
             "{shown} may be shared with others, and no namespace is set: set namespace = \"..\", which begins the name of \
