@@ -194,27 +194,32 @@ impl Delay {
         let mut records: Vec<(String, Message)> = Vec::new();
         let mut offsets = TopicPartitionList::new();
         let mut taken: Vec<((String, i32), usize)> = Vec::new();
+        let mut stuck = None;
         for (place, one) in held.iter() {
             let mut count = 0usize;
             for arrived in &one.records {
                 if records.len() >= MOVES || due(arrived, one.tier) > now {
                     break;
                 }
+                let Some(record) = self.onward(arrived, now) else {
+                    // It may be a job, so its offset is not passed: what is behind it waits with it.
+                    stuck = Some(format!(
+                        "the record {}:{}:{} names no queue; what is behind it waits until it is gone",
+                        place.0, place.1, arrived.offset
+                    ));
+                    break;
+                };
                 count += 1;
-                match self.onward(arrived, now) {
-                    Some(record) => records.push(record),
-                    None => tracing::error!(
-                        topic = place.0,
-                        offset = arrived.offset,
-                        "what lies in the delay lane is none of windlass"
-                    ),
-                }
+                records.push(record);
             }
             if let Some(last) = count.checked_sub(1).and_then(|last| one.records.get(last)) {
                 // Offsets are never negative.
                 let _ = offsets.add_partition_offset(&place.0, place.1, Offset::Offset(last.offset + 1));
                 taken.push((place.clone(), count));
             }
+        }
+        if taken.is_empty() {
+            return stuck.map_or(Ok(()), Err);
         }
         for (topic, _) in &records {
             (self.ensure)(topic)?;
@@ -230,14 +235,15 @@ impl Delay {
                 one.records.drain(..count);
             }
         }
-        Ok(())
+        stuck.map_or(Ok(()), Err)
     }
 
-    /// Where a record goes that has waited.
+    /// Where a record goes that has waited; `None` where it names no queue. One that names a queue and cannot be read
+    /// otherwise (a newer worker's, perhaps) goes on to that queue, whose reader judges it.
     fn onward(&self, arrived: &Arrived, now: Timestamp) -> Option<(String, Message)> {
         let queue = QueueName::new(&outgoing::destination(&arrived.message)?).ok()?;
-        let stored = read(&arrived.message.headers, Binding::Kafka).ok()?;
-        let left = stored.record.not_before.map_or(Duration::ZERO, |due| now.until(due));
+        let due = read(&arrived.message.headers, Binding::Kafka).ok().and_then(|stored| stored.record.not_before);
+        let left = due.map_or(Duration::ZERO, |due| now.until(due));
         let message = arrived.message.clone();
         Some(match names::tier(left) {
             Some(tier) => (names::delay(&self.namespace, tier), message),
