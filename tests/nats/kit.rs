@@ -187,10 +187,16 @@ impl Behind {
         Self(async_nats::connect(url).await.expect("the server can be reached"))
     }
 
-    /// A request to JetStream's API, which must succeed.
+    /// A request to JetStream's API, which must succeed. What is lost in a change of leaders is asked again.
     pub async fn api(&self, verb: &str, body: serde_json::Value) -> serde_json::Value {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let answer = self.0.request(format!("$JS.API.{verb}"), body).await.expect("JetStream answers");
+        let asked = tokio::time::Instant::now();
+        let answer = loop {
+            match self.0.request(format!("$JS.API.{verb}"), body.clone()).await {
+                Ok(answer) => break answer,
+                Err(error) => assert!(asked.elapsed() < SOON * 2, "JetStream does not answer {verb}: {error}"),
+            }
+        };
         let value: serde_json::Value = serde_json::from_slice(&answer.payload).expect("JSON");
         assert!(value.get("error").is_none(), "{verb}: {value}");
         value

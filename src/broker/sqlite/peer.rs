@@ -3,13 +3,16 @@
 //! A crash is counted where the process is gone. Where only its lease has run out and nobody can see whether it
 //! lives, it is counted too, in doubt: should it turn up again, it takes that back. A process that is seen alive and
 //! only slept past its lease did not crash.
+//!
+//! Whoever holds the file's lock keeps everybody from renewing. A lease therefore counts as run out only for a worker
+//! that could itself write in time: where it could not, the others get a third of a lease to catch up.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::machine::{Life, Process};
-use super::script::{Script, int, text};
+use super::script::{Script, int, rollback, text};
 use super::settle::give_back;
 use super::writer::Writer;
 
@@ -23,6 +26,8 @@ pub struct Peers {
     known: Vec<Peer>,
     next: Instant,
     read_at: Instant,
+    /// Until when a lease that has run out says nothing: its owner may have been kept from renewing, as we were.
+    patient_until: Option<Instant>,
 }
 
 struct Peer {
@@ -35,7 +40,7 @@ struct Peer {
 impl Peers {
     /// Nothing is known.
     pub fn new(now: Instant) -> Self {
-        Self { known: Vec::new(), next: now + VISIT, read_at: now }
+        Self { known: Vec::new(), next: now + VISIT, read_at: now, patient_until: None }
     }
 
     /// When to look next: seldom where nobody else is known.
@@ -46,6 +51,14 @@ impl Peers {
     /// Whether it is time.
     pub fn is_time(&self) -> bool {
         self.next() <= Instant::now()
+    }
+
+    /// Something that was due at `due` could be written only now: if that is long ago, others had to wait as well.
+    pub fn wrote(&mut self, due: Instant, lease: Duration) {
+        let now = Instant::now();
+        if now > due + VISIT {
+            self.patient_until = Some(now + lease / 3);
+        }
     }
 
     /// Another process has written: the table may have changed.
@@ -65,22 +78,20 @@ pub async fn reap(writer: &mut Writer) -> Result<usize, sqlx::Error> {
         writer.peers.read_at = now + READ;
         writer.peers.known = read(writer).await?;
     }
-    let dead: Vec<(i64, bool, bool, String)> = writer
-        .peers
-        .known
-        .iter()
-        .filter(|peer| suspicious(peer))
-        .map(|peer| {
-            let life = this.sees(&peer.process);
-            (peer.id, life != Life::Alive, life == Life::Unknown, peer.name.clone())
-        })
-        .collect();
-    for (id, counts, doubtful, name) in &dead {
-        tracing::warn!(worker = %name, "a worker is gone; its jobs are given back");
-        bury(writer, *id, *counts, *doubtful).await?;
+    // Our own renewal is late: nor could they.
+    writer.peers.wrote(writer.renew_at, writer.lease);
+    let patient = writer.peers.patient_until.is_some_and(|until| now < until);
+    let seen = |peer: &Peer| (peer.id, this.sees(&peer.process), peer.name.clone());
+    let dead: Vec<_> = writer.peers.known.iter().filter(|peer| suspicious(peer)).map(seen).collect();
+    let mut buried = 0;
+    for (id, life, name) in dead {
+        if (life == Life::Gone || !patient) && bury(writer, id, life).await? {
+            tracing::warn!(worker = %name, "a worker is gone; its jobs are given back");
+            writer.peers.known.retain(|peer| peer.id != id);
+            buried += 1;
+        }
     }
-    writer.peers.known.retain(|peer| !dead.iter().any(|(id, ..)| *id == peer.id));
-    Ok(dead.len())
+    Ok(buried)
 }
 
 async fn read(writer: &mut Writer) -> Result<Vec<Peer>, sqlx::Error> {
@@ -97,17 +108,24 @@ async fn read(writer: &mut Writer) -> Result<Vec<Peer>, sqlx::Error> {
     Ok(answers[0].rows.iter().map(peer).collect())
 }
 
-/// Gives back what `worker` held, unless it renewed its lease meanwhile or another was quicker.
-async fn bury(writer: &mut Writer, worker: i64, counts: bool, doubtful: bool) -> Result<(), sqlx::Error> {
-    let ticks = writer.monotonic.now();
-    let mut script = Script::begin();
+/// Gives back what `worker` held, unless it renewed its lease meanwhile or another was quicker; `false`: it may still
+/// be there.
+async fn bury(writer: &mut Writer, worker: i64, life: Life) -> Result<bool, sqlx::Error> {
+    let (exact, counts, doubtful) = (life == Life::Gone, life != Life::Alive, life == Life::Unknown);
+    let (ticks, asked) = (writer.monotonic.now(), Instant::now());
+    Script::begin().run(&mut writer.connection).await?;
+    writer.peers.wrote(asked, writer.lease);
+    if !exact && asked.elapsed() > VISIT {
+        rollback(&mut writer.connection).await;
+        return Ok(false);
+    }
+    let mut script = Script::default();
     // A guess, and a lease that has just been renewed: nothing below finds anything.
-    let still = if counts && !doubtful {
+    let still = if exact {
         "owner = ?"
     } else {
         "owner = (SELECT id FROM worker w WHERE w.id = ? AND w.lease < CAST(? AS INTEGER))"
     };
-    let exact = counts && !doubtful;
     let bind = |script: &mut Script| {
         script.bind(worker);
         if !exact {
@@ -140,5 +158,5 @@ async fn bury(writer: &mut Writer, worker: i64, counts: bool, doubtful: bool) ->
     script.add(&format!("DELETE FROM worker WHERE {which}"));
     bind(&mut script);
     script.run_whole(&mut writer.connection).await?;
-    Ok(())
+    Ok(true)
 }

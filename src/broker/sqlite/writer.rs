@@ -79,7 +79,8 @@ pub struct Writer {
     pub(super) linger_until: Option<Instant>,
     /// Posts of the last commit.
     expected: usize,
-    renew_at: Instant,
+    /// When to renew our lease.
+    pub(super) renew_at: Instant,
     poll_at: Instant,
     poll: Duration,
     data_version: i64,
@@ -378,20 +379,14 @@ impl Writer {
         if Instant::now() < self.renew_at {
             return;
         }
-        self.renew_at = Instant::now() + self.lease / 3;
+        let due = std::mem::replace(&mut self.renew_at, Instant::now() + self.lease / 3);
         if self.worker.is_none() && self.replays.is_empty() {
             return;
         }
-        let until = self.monotonic.now() + self.lease.as_millis() as i64;
-        let mut script = Script::begin();
-        let renewed = script.add("UPDATE worker SET lease = ? WHERE id = ?");
-        script.bind(until).bind(self.worker);
-        for (queue, holder) in &self.replays {
-            script.add("UPDATE replay SET lease = ? WHERE queue = ? AND holder = ?");
-            script.bind(until).bind(*queue).bind(*holder);
-        }
-        match script.run_whole(&mut self.connection).await {
-            Ok(answers) if self.worker.is_some() && answers[renewed].changed == 0 => {
+        let written = self.write_lease().await;
+        self.peers.wrote(due, self.lease);
+        match written {
+            Ok(0) if self.worker.is_some() => {
                 if self.lost_everything().await.is_err() {
                     self.renew_at = Instant::now() + BACKOFF.1;
                 }
@@ -403,6 +398,20 @@ impl Writer {
         if self.worker.is_some() && self.peers.is_time() {
             self.visit_peers().await;
         }
+    }
+
+    /// Says until when our leases hold, counted from when the lock is ours; whether our row is still there.
+    async fn write_lease(&mut self) -> Result<u64, sqlx::Error> {
+        Script::begin().run(&mut self.connection).await?;
+        let until = self.monotonic.now() + self.lease.as_millis() as i64;
+        let mut script = Script::default();
+        let renewed = script.add("UPDATE worker SET lease = ? WHERE id = ?");
+        script.bind(until).bind(self.worker);
+        for (queue, holder) in &self.replays {
+            script.add("UPDATE replay SET lease = ? WHERE queue = ? AND holder = ?");
+            script.bind(until).bind(*queue).bind(*holder);
+        }
+        Ok(script.run_whole(&mut self.connection).await?[renewed].changed)
     }
 
     async fn visit_peers(&mut self) {

@@ -3,6 +3,9 @@
 //! Two connections of this process stand for two processes. A kill is played by giving the worker's row the birth
 //! of another process; a freeze by letting its lease run out under it.
 
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
+
 use super::*;
 
 const KILLED: &str = "UPDATE worker SET born = born - 1 WHERE name = 'one'";
@@ -231,4 +234,41 @@ async fn a_broker_that_is_dropped_gives_back_what_it_held() {
     drop((one, first));
     assert_eq!(bodies(&receive(&mut second, 1).await), ["a"]);
     assert!(held[0].lost().is_cancelled());
+}
+
+/// As when a process is frozen while it writes: nobody can renew, and nobody is to lose a job by that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_outlasts_every_lease_takes_no_job_away() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let short = |name: &str| Options {
+        worker: name.into(),
+        lease: Duration::from_secs(3),
+        timeout: Duration::from_secs(30),
+        ..options(Role::Worker, std::slice::from_ref(&q))
+    };
+    let one = connect(&path, short("one")).await;
+    let mut first = one.open(&q).await.expect("opens");
+    publish(&one, "t", &["a", "b"]).await;
+    let held = receive(&mut first, 2).await;
+    let mut others = Vec::new();
+    for name in ["two", "three", "four", "five", "six"] {
+        let broker = connect(&path, short(name)).await;
+        let opened = broker.open(&q).await.expect("opens");
+        others.push((broker, opened));
+    }
+    let mut holder = SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.expect("opens");
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.expect("takes the lock");
+    let clock = super::super::machine::Monotonic::Machine;
+    let last: i64 =
+        sqlx::query_scalar("SELECT max(lease) FROM worker").fetch_one(&mut holder).await.expect("reads its own");
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while clock.now() < last + 300 {
+        assert!(std::time::Instant::now() < deadline, "the clock of leases stands still");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    sqlx::query("COMMIT").execute(&mut holder).await.expect("gives it back");
+    assert_eq!(settle(&first, held, &Disposition::Ack).await, [Settled::Stored, Settled::Stored]);
+    assert_eq!(beside(&path, "SELECT count(*) FROM worker").await, 6);
 }
