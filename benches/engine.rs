@@ -138,6 +138,7 @@ async fn windlass(jobs: u64, registry: Registry) -> Figure {
         bytes_in_flight: 256 << 20,
         grace: Duration::from_secs(25),
         lease: Duration::from_secs(30),
+        lanes: None,
     };
     let shutdown = Shutdown::default();
     let worker = Worker::new(config, vec![queue], shutdown.clone(), Clock::System);

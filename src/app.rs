@@ -1,6 +1,7 @@
 //! Config -> build -> App -> run; the only file that knows every module.
 
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::seeded;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{events, log};
 use crate::time::{Clock, Timestamp};
+use crate::worker::handle::Control;
 use crate::worker::{self, QueueConfig, Route, Routes, Worker};
 
 /// What keeps an application from starting or ended it early.
@@ -113,6 +115,8 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
     /// `--from`: where groups whose offsets have expired begin.
     pub from: Option<broker::Start>,
+    /// Tasks of a queue that receive, start and settle; one for each core where nobody says.
+    pub lanes: Option<NonZeroUsize>,
 }
 
 /// An application: a checked configuration and its jobs.
@@ -193,19 +197,11 @@ impl App {
         let _admin = admin::start(&self.config.admin, context.clone())?;
         let Some(broker) = io.block_on(self.connect_patiently(shutdown))? else { return Ok(Tally::default()) };
         context.set_broker(broker.clone());
-        let queues = io.block_on(self.open(registry, &*broker))?;
-        let settings = worker::Config {
-            slots: self.config.worker.slots,
-            bytes_in_flight: self.config.worker.bytes_in_flight,
-            grace: self.config.worker.grace,
-            lease: self.config.worker.lease,
-        };
-        let count = queues.len();
-        let names: Vec<QueueName> = queues.iter().map(|queue| queue.spec.name.clone()).collect();
-        let worker = Worker::new(settings, queues, shutdown.clone(), Clock::System);
+        let worker = io.block_on(self.worker_with(registry, &*broker, shutdown, Clock::System))?;
         context.set_worker(Arc::new(worker.clone()));
+        let names: Vec<QueueName> = worker.queues().into_iter().map(|queue| queue.name).collect();
         let slots = self.config.worker.slots.get();
-        events::WorkerStarted { broker: broker.address(), queues: count, slots }.emit();
+        events::WorkerStarted { broker: broker.address(), queues: names.len(), slots }.emit();
         if let Some(linger) = self.options.burst {
             io.spawn(end_burst(worker.clone(), broker.inspect(), names, linger, shutdown.clone()));
         }
@@ -271,9 +267,33 @@ impl App {
         }
     }
 
-    async fn open(&self, registry: &Registry, broker: &dyn Broker) -> Result<Vec<QueueConfig>, Error> {
+    /// Opens the queues on a broker that is connected, for a worker that is ready to run: what [`App::run`] does once
+    /// it has a broker. For brokers and clocks that no address names, such as those of a simulation.
+    pub async fn worker(&self, broker: &dyn Broker, shutdown: &Shutdown, clock: Clock) -> Result<Worker, Error> {
+        self.worker_with(&self.registry_with_http()?, broker, shutdown, clock).await
+    }
+
+    async fn worker_with(
+        &self,
+        registry: &Registry,
+        broker: &dyn Broker,
+        shutdown: &Shutdown,
+        clock: Clock,
+    ) -> Result<Worker, Error> {
+        let settings = worker::Config {
+            slots: self.config.worker.slots,
+            bytes_in_flight: self.config.worker.bytes_in_flight,
+            grace: self.config.worker.grace,
+            lease: self.config.worker.lease,
+            lanes: self.options.lanes,
+        };
+        let queues = self.open(registry, broker, &clock).await?;
+        Ok(Worker::new(settings, queues, shutdown.clone(), clock))
+    }
+
+    async fn open(&self, registry: &Registry, broker: &dyn Broker, clock: &Clock) -> Result<Vec<QueueConfig>, Error> {
         let state = registry.shared_state();
-        let client = Client::new(broker.publisher(), self.config.namespace.clone());
+        let client = Client::new(broker.publisher(), self.config.namespace.clone()).with_clock(clock.clone());
         let mut queues = Vec::new();
         for (name, of) in &self.config.queues {
             if !self.options.queues.is_empty() && !self.options.queues.contains(name) {

@@ -10,7 +10,11 @@
 
 #![warn(missing_docs)]
 
+#[cfg(not(feature = "seeded-bugs"))]
 mod seeded;
+#[cfg(feature = "seeded-bugs")]
+#[doc(hidden)]
+pub mod seeded;
 
 pub mod time;
 

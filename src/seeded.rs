@@ -41,5 +41,29 @@ pub(crate) fn bug(name: &str) -> bool {
         Some(chosen)
     });
     debug_assert!(BUGS.iter().any(|(known, _)| *known == name), "bug {name:?} is not in the list");
-    CHOSEN.as_deref() == Some(name)
+    HERE.get().or(CHOSEN.as_deref()) == Some(name)
+}
+
+#[cfg(feature = "seeded-bugs")]
+thread_local! {
+    static HERE: std::cell::Cell<Option<&'static str>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `f` with a bug that only this thread has: for simulations, which run a worker in one thread.
+#[cfg(feature = "seeded-bugs")]
+pub fn with_bug<R>(bug: Option<&'static str>, f: impl FnOnce() -> R) -> R {
+    struct Back(Option<&'static str>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            HERE.set(self.0);
+        }
+    }
+    let _back = Back(HERE.replace(bug));
+    f()
+}
+
+/// The names of all bugs.
+#[cfg(feature = "seeded-bugs")]
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BUGS.iter().map(|(name, _)| *name)
 }

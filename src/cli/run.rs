@@ -107,6 +107,7 @@ pub fn run(mut session: Session, registry: Registry, arguments: Arguments) -> Do
         burst: arguments.burst.then_some(arguments.linger),
         timeout: Some(session.global.timeout),
         from: arguments.from,
+        lanes: None,
     };
     let shutdown = Shutdown::default();
     let tally = App::new(config, registry).with(options).run(shutdown.clone())?;

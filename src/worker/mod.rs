@@ -58,6 +58,8 @@ pub struct Config {
     pub grace: Duration,
     /// A third of it is how often presence is renewed.
     pub lease: Duration,
+    /// Tasks of a queue that receive, start and settle; `None`: one for each core. No queue has more than slots.
+    pub lanes: Option<NonZeroUsize>,
 }
 
 /// A queue to be worked.
@@ -112,9 +114,10 @@ impl Worker {
         let presence = io.spawn(presence::run(self.clone(), broker.inspect()));
         let watch = io.spawn(watch::run(self.clone(), broker));
         let mut lanes = tokio::task::JoinSet::new();
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let most = self.config.lanes.unwrap_or_else(cores);
         for queue in self.queues.iter() {
-            for _ in 0..cores.min(queue.spec.slots.get()) {
+            for _ in 0..most.min(queue.spec.slots).get() {
                 lanes.spawn(tokio::task::unconstrained(lane::Lane::new(queue.clone()).run()));
             }
         }

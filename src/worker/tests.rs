@@ -93,6 +93,7 @@ impl Setup {
             bytes_in_flight: self.bytes,
             grace: Duration::from_secs(25),
             lease: Duration::from_secs(30),
+            lanes: None,
         };
         let worker = Worker::new(config, queues, shutdown.clone(), clock);
         let (running, working) = (worker.clone(), broker.clone());
