@@ -32,7 +32,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 
-use crate::broker::{self, Broker, Destination, Error, Options, Publication, Publisher, Role};
+use crate::broker::{self, Broker, Destination, Error, Options, Publication, Published, Publisher, Role};
 use crate::message::cloudevents::{self, Attributes};
 use crate::message::headers::Builder;
 use crate::message::{Binding, Headers, JobName, Message, Namespace, QueueName, Topic, attribute};
@@ -55,6 +55,16 @@ pub struct Receipt {
     pub id: String,
     /// To how many queues it went; `None` where the broker cannot know.
     pub queues: Option<u32>,
+}
+
+impl Receipt {
+    fn confirmed(&mut self, published: Published, is_bare: bool) {
+        self.queues = published.queues;
+        // What is sent without an id has the one of where it lies.
+        if let Some(id) = published.id.filter(|_| is_bare) {
+            self.id = id;
+        }
+    }
 }
 
 impl Client {
@@ -144,9 +154,12 @@ impl Client {
     ) -> Vec<Result<Receipt, Error>> {
         let mut results = Vec::new();
         let mut batch = Vec::new();
+        let mut bare = Vec::new();
         for draft in drafts {
+            let is_bare = draft.to.is_bare();
             match draft.publication() {
                 Ok(publication) => {
+                    bare.push(is_bare);
                     results.push(Ok(Receipt { id: publication.id.clone(), queues: None }));
                     batch.push(publication);
                 }
@@ -156,11 +169,11 @@ impl Client {
         if !batch.is_empty() {
             let confirmed = self.publisher.publish(batch).await;
             let waiting = results.iter_mut().filter(|result| result.is_ok());
-            for (result, confirmed) in waiting.zip(confirmed) {
+            for ((result, confirmed), is_bare) in waiting.zip(confirmed).zip(bare) {
                 match confirmed {
                     Ok(published) => {
                         if let Ok(receipt) = result {
-                            receipt.queues = published.queues;
+                            receipt.confirmed(published, is_bare);
                         }
                     }
                     Err(error) => *result = Err(error),
@@ -244,6 +257,11 @@ mod sealed {
 
     pub trait Address {
         fn resolve(&self, address: &str, namespace: &Namespace) -> Result<Addressed, Error>;
+
+        /// Whether it is sent without an id, and gets one from where it then lies.
+        fn is_bare(&self) -> bool {
+            false
+        }
     }
 }
 
@@ -257,6 +275,10 @@ impl sealed::Address for ToTopic {
             allow_unheard: self.allow_unheard,
             bare: self.bare,
         })
+    }
+
+    fn is_bare(&self) -> bool {
+        self.bare
     }
 }
 
@@ -394,12 +416,14 @@ impl<To: Address> Draft<'_, To> {
 
     async fn send(self) -> Result<Receipt, Error> {
         let publisher = self.client.publisher.clone();
+        let is_bare = self.to.is_bare();
         let publication = self.publication()?;
-        let id = publication.id.clone();
+        let mut receipt = Receipt { id: publication.id.clone(), queues: None };
         let mut confirmed = publisher.publish(vec![publication]).await;
         let published =
             confirmed.pop().unwrap_or_else(|| Err(Error::Unavailable("the broker gave no answer".to_owned())))?;
-        Ok(Receipt { id, queues: published.queues })
+        receipt.confirmed(published, is_bare);
+        Ok(receipt)
     }
 }
 

@@ -392,10 +392,14 @@ pub struct Publication {
 }
 
 /// What the broker confirmed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Published {
     /// To how many queues it went; `None` where the broker cannot know.
     pub queues: Option<u32>,
+    /// The id that an event without one has, made of where it lies (`nats:STREAM:SEQ`, `kafka:TOPIC:PARTITION:OFFSET`,
+    /// `sqlite:TOPIC:ROW`): what [`Origin::event_id`](crate::message::Origin::event_id) gives at its delivery. `None`
+    /// for what was enqueued or not stored at all, and where each queue knows it under another.
+    pub id: Option<String>,
 }
 
 /// Publishes and enqueues.

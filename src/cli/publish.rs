@@ -11,7 +11,7 @@ use super::fault::{FAILED, Fault};
 use super::session::{Connection, Session, did_you_mean};
 use super::shape;
 use super::table::counted;
-use crate::broker::{Published, Role};
+use crate::broker::Role;
 use crate::client::Client;
 use crate::message::Topic;
 
@@ -86,11 +86,11 @@ pub fn run(session: Session, arguments: Arguments) -> Done {
             &mut out,
             session.global.quiet,
             |out, publication, published| {
-                let id = (!arguments.bare).then_some(publication.id.as_str());
+                // A bare event gets its id from where it lies; what no queue hears lies nowhere.
+                let id = if arguments.bare { published.id.as_deref() } else { Some(publication.id.as_str()) };
                 if session.json() {
                     out.json(&shape::Published { id, topic: arguments.topic.as_str(), queues: published.queues })
                 } else {
-                    // A bare event gets its id from where it lies.
                     out.line(id.unwrap_or("-"))
                 }
             },
@@ -119,7 +119,7 @@ fn dry_run(session: &Session, arguments: &Arguments, bodies: Bodies) -> Done {
         // Wildcards are the broker's to match.
         let exact = !connection.config.broker.starts_with("nats") && !connection.config.broker.starts_with("tls");
         let hearing = queues.values().filter(|topics| topics.contains(&topic)).count();
-        let published = Published { queues: exact.then_some(u32::try_from(hearing).unwrap_or(u32::MAX)) };
+        let heard_by = exact.then_some(u32::try_from(hearing).unwrap_or(u32::MAX));
         if exact && hearing == 0 && !arguments.allow_unheard {
             let near = did_you_mean(topic, queues.into_values().flatten());
             return Err(Fault::new(
@@ -130,7 +130,7 @@ fn dry_run(session: &Session, arguments: &Arguments, bodies: Bodies) -> Done {
         session.note(format_args!("dry run: {} would be published to {topic}", counted(count, "event")));
         if session.json() {
             let mut out = session.output();
-            out.json(&shape::Published { id: arguments.flags.id.as_deref(), topic, queues: published.queues })?;
+            out.json(&shape::Published { id: arguments.flags.id.as_deref(), topic, queues: heard_by })?;
             out.flush()?;
         }
         Ok(ExitCode::SUCCESS)

@@ -65,7 +65,7 @@ impl From<&broker::QueueStatus> for QueueStatus {
 /// `publish`, a line an event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Published<'a> {
-    /// The event's id; `null` of a bare one, which gets its id from where it lies.
+    /// The event's id; `null` of a bare one that no queue hears, which would get it from where it lies.
     pub id: Option<&'a str>,
     /// The topic.
     pub topic: &'a str,

@@ -70,10 +70,10 @@ fn doubtful_bodies_are_mentioned() {
     assert_eq!(left.code, 0, "{left:?}");
     assert!(left.err.contains("looks like JSON and is not"), "{left:?}");
     let bare = place.feed(["publish", "reports.finalized", "--bare"], b"\xff\xfe");
-    assert_eq!((bare.code, bare.out.as_str()), (0, "-\n"), "{bare:?}");
+    assert_eq!((bare.code, bare.out.as_str()), (0, "sqlite:reports.finalized:2\n"), "{bare:?}");
     assert!(bare.err.contains("not UTF-8"), "{bare:?}");
     let json = place.ok(["publish", "reports.finalized", "1", "--bare", "--json"]);
-    assert_eq!(json, "{\"id\":null,\"topic\":\"reports.finalized\",\"queues\":2}\n");
+    assert_eq!(json, "{\"id\":\"sqlite:reports.finalized:3\",\"topic\":\"reports.finalized\",\"queues\":2}\n");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use windlass::broker::{
     self, Broker, Credit, DeadLetters, Delivery, Destination, Disposition, Letter, LetterQuery, Options, Publication,
-    Queue, Role, Settled, Settler, Source, Start,
+    Published, Queue, Role, Settled, Settler, Source, Start,
 };
 use windlass::message::{Attempt, Failure, Headers, JobName, Message, Namespace, QueueName, Reason, Topic};
 use windlass::time::{Clock, Timestamp};
@@ -166,13 +166,13 @@ impl Site {
             let destination = Destination::Topic(Topic::new(topic).expect("a topic"));
             publication(destination, keyed(key, body, self.broker.publisher().binding()))
         });
-        self.store(batch.collect()).await
+        self.store(batch.collect()).await.queues
     }
 
-    /// Publishes a message as it is.
-    pub async fn publish_raw(&self, topic: &str, message: Message) {
+    /// Publishes a message as it is, and gives what was confirmed.
+    pub async fn publish_raw(&self, topic: &str, message: Message) -> Published {
         let destination = Destination::Topic(Topic::new(topic).expect("a topic"));
-        self.store(vec![publication(destination, message)]).await;
+        self.store(vec![publication(destination, message)]).await
     }
 
     /// Enqueues a JSON body for one queue.
@@ -182,15 +182,12 @@ impl Site {
         self.store(vec![publication(destination, plain(body))]).await;
     }
 
-    async fn store(&self, batch: Vec<Publication>) -> Option<u32> {
+    /// What was confirmed of the last.
+    async fn store(&self, batch: Vec<Publication>) -> Published {
         let publisher = self.broker.publisher();
         let results = self.io.handle().spawn(async move { publisher.publish(batch).await }).await;
         let results = results.expect("publishing does not panic");
-        let mut queues = None;
-        for result in results {
-            queues = result.expect("the broker confirms").queues;
-        }
-        queues
+        results.into_iter().map(|result| result.expect("the broker confirms")).last().unwrap_or_default()
     }
 
     /// All dead letters, the oldest first.

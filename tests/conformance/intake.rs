@@ -129,9 +129,16 @@ pub async fn as_published<S: Subject>(mut bench: Bench<S>) {
             .collect();
     let whole = Message { headers: headers.clone(), body: Some(Bytes::from_static(b"{\"a\": 1}")), key: None };
     let empty = Message { body: Some(Bytes::new()), ..Message::default() };
-    site.publish_raw("orders", whole).await;
+    let stored = site.publish_raw("orders", whole).await;
     site.publish_raw("orders", empty).await;
     let deliveries = work.take(2).await;
+    assert_eq!(stored.id.is_some(), S::LASTING, "a broker says where it lies");
+    assert!(
+        stored.id.is_none_or(|id| deliveries
+            .iter()
+            .any(|d| d.origin().event_id() == id && d.message.body.as_deref() != Some(b""))),
+        "an event without an id is known by the one that its publisher was told"
+    );
     let of = |empty: bool| {
         let found = deliveries.iter().find(|d| d.message.body.as_ref().is_none_or(Bytes::is_empty) == empty);
         &found.expect("both came").message

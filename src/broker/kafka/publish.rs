@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 
 use super::super::{Destination, Error, Publication, Published, Publisher};
@@ -78,7 +79,7 @@ impl KafkaPublisher {
     /// Sends, and waits until the broker has confirmed. A full send buffer is waited for.
     pub async fn confirm(&self, topic: &str, message: &Message) -> Result<(), Error> {
         let sent = self.queue(topic, message).await?;
-        self.wait(topic, sent).await
+        self.wait(topic, sent).await.map(drop)
     }
 
     async fn queue(&self, topic: &str, message: &Message) -> Result<DeliveryFuture, Error> {
@@ -98,9 +99,9 @@ impl KafkaPublisher {
         }
     }
 
-    async fn wait(&self, topic: &str, sent: DeliveryFuture) -> Result<(), Error> {
+    async fn wait(&self, topic: &str, sent: DeliveryFuture) -> Result<Delivery, Error> {
         match sent.await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(delivery)) => Ok(delivery),
             Ok(Err((error, _))) => {
                 if matches!(
                     error.rdkafka_error_code(),
@@ -163,15 +164,21 @@ impl Publisher for KafkaPublisher {
         Box::pin(async move {
             let mut sent = Vec::with_capacity(batch.len());
             for publication in batch {
+                let is_event = matches!(publication.destination, Destination::Topic(_));
                 sent.push(match self.place(publication).await {
-                    Ok((topic, message)) => self.queue(&topic, &message).await.map(|future| (topic, future)),
+                    Ok((topic, message)) => self.queue(&topic, &message).await.map(|future| (topic, is_event, future)),
                     Err(error) => Err(error),
                 });
             }
             let mut results = Vec::with_capacity(sent.len());
             for one in sent {
                 results.push(match one {
-                    Ok((topic, future)) => self.wait(&topic, future).await.map(|()| Published { queues: None }),
+                    Ok((topic, is_event, future)) => {
+                        self.wait(&topic, future).await.map(|Delivery { partition, offset, .. }| {
+                            let id = is_event.then(|| format!("kafka:{topic}:{partition}:{offset}"));
+                            Published { queues: None, id }
+                        })
+                    }
                     Err(error) => Err(error),
                 });
             }

@@ -58,7 +58,7 @@ impl Memory {
         match publication.destination {
             Destination::Queue { queue, job, not_before } => {
                 self.store(&queue)?.enqueue(publication.message, job, not_before);
-                Ok(Published { queues: Some(1) })
+                Ok(Published { queues: Some(1), id: None })
             }
             Destination::Topic(topic) => {
                 let hearing: Vec<_> = self.stores().into_iter().filter(|store| store.hears(&topic)).collect();
@@ -68,7 +68,8 @@ impl Memory {
                 for store in &hearing {
                     store.publish(&topic, publication.message.clone());
                 }
-                Ok(Published { queues: u32::try_from(hearing.len()).ok() })
+                // Each queue numbers for itself.
+                Ok(Published { queues: u32::try_from(hearing.len()).ok(), id: None })
             }
         }
     }

@@ -74,7 +74,7 @@ impl NatsPublisher {
             self.0.covered.lock().insert(topic.clone());
         }
         match self.0.api.store(topic.as_str(), headers, body, deadline).await {
-            Ok(_) => Ok(Published { queues: None }),
+            Ok(stored) => Ok(Published { queues: None, id: Some(format!("nats:{}:{}", stored.stream, stored.seq)) }),
             Err(error) => {
                 self.0.covered.lock().remove(topic);
                 Err(failed(&format!("publish to {topic}"), error))
@@ -110,7 +110,9 @@ impl NatsPublisher {
         let deadline = Instant::now() + inner.options.timeout;
         let tail = inner.names.record(queue, "part", &format!("{key}-0"));
         let stored = part::store(&inner.api, &subject, &tail, headers, body, deadline).await;
-        stored.map(|_| Published { queues: Some(1) }).map_err(|error| failed(&format!("enqueue for {queue}"), error))
+        stored
+            .map(|_| Published { queues: Some(1), id: None })
+            .map_err(|error| failed(&format!("enqueue for {queue}"), error))
     }
 }
 

@@ -11,11 +11,11 @@ use super::command::{Item, Mark};
 use super::deliver::join;
 use super::desk::{Desk, Hand};
 use super::publish;
-use super::script::{Script, rollback};
+use super::script::{Answer, Script, int, rollback};
 use super::settle::{self, guard};
 use super::writer::{BACKOFF, Writer};
 use super::{fault, stored};
-use crate::broker::{Credit, Disposition, Error, Published, Settled, Trouble};
+use crate::broker::{Credit, Destination, Disposition, Error, Published, Settled, Trouble};
 use crate::time::Timestamp;
 
 /// Messages that one transaction stores at most, and their bytes.
@@ -125,8 +125,8 @@ impl Writer {
         if !guarded && posts.results.is_empty() && looks.is_empty() {
             return Ok(());
         }
-        let claimed = match self.carry_out(script, &looks).await {
-            Ok(claimed) => claimed,
+        let (claimed, first) = match self.carry_out(script, &looks, posts.numbered).await {
+            Ok(done) => done,
             Err(error) => {
                 rollback(&mut self.connection).await;
                 for (desk, _, _) in looks {
@@ -138,7 +138,7 @@ impl Writer {
         };
         // From here on it is stored; nothing below can fail.
         self.settled(part);
-        self.posted(posts);
+        self.posted(posts, first);
         for (desk, chosen, now) in claimed {
             let deliveries = self.deliver(&desk, chosen, now);
             desk.answer(deliveries);
@@ -319,22 +319,32 @@ impl Writer {
             bytes += post.batch.iter().map(|publication| publication.message.size()).sum::<usize>();
             let results = post.batch.iter().map(|publication| {
                 let route = self.directory.route(publication)?;
-                batch.push(publication, &route, now);
-                Ok(Published { queues: Some(route.queues()) })
+                let place = batch.push(publication, &route, now);
+                Ok((Published { queues: Some(route.queues()), id: None }, place))
             });
             posted.results.push(results.collect());
         }
         if !batch.is_empty() {
             script.add("SELECT json('queues have changed') FROM meta WHERE generation <> ?");
             script.bind(self.directory.generation);
-            batch.write(script, now);
+            posted.numbered = batch.write(script, now);
         }
         Ok(posted)
     }
 
-    fn posted(&mut self, posted: Posted) {
+    /// `first`: the number of the first message of the transaction.
+    fn posted(&mut self, posted: Posted, first: Option<i64>) {
         for results in posted.results {
             let post = self.pending.posts.pop_front().expect("a result was made for each");
+            let results = results.into_iter().zip(&post.batch).map(|(result, publication)| {
+                let (mut published, place) = result?;
+                if let (Destination::Topic(topic), Some(first), Some(place)) = (&publication.destination, first, place)
+                {
+                    published.id = Some(format!("sqlite:{topic}:{}", first + place));
+                }
+                Ok(published)
+            });
+            let results = results.collect();
             // A publisher that was dropped does not want to know.
             let _ = post.reply.send(results);
         }
@@ -372,15 +382,23 @@ impl Writer {
         looks
     }
 
-    /// Sends the script; where it looks, chooses and claims in a second trip before the commit.
-    async fn carry_out(&mut self, mut script: Script, looks: &[Looking]) -> Result<Vec<Claimed>, sqlx::Error> {
+    /// Sends the script; where it looks, chooses and claims in a second trip before the commit. Gives what the
+    /// statement `numbered` answered, too.
+    async fn carry_out(
+        &mut self,
+        mut script: Script,
+        looks: &[Looking],
+        numbered: Option<usize>,
+    ) -> Result<(Vec<Claimed>, Option<i64>), sqlx::Error> {
+        let number = |answers: &[Answer]| numbered.map(|statement| int(&answers[statement].rows[0], 0));
         if looks.is_empty() {
             script.commit();
-            script.run(&mut self.connection).await?;
-            return Ok(Vec::new());
+            let answers = script.run(&mut self.connection).await?;
+            return Ok((Vec::new(), number(&answers)));
         }
         let worker = self.worker.expect("who looks is a worker");
         let answers = script.run(&mut self.connection).await?;
+        let first = number(&answers);
         let now = self.clock.now();
         let mut claims = Script::default();
         let mut claimed = Vec::with_capacity(looks.len());
@@ -420,7 +438,7 @@ impl Writer {
             });
             (desk, chosen, now)
         });
-        Ok(joined.collect())
+        Ok((joined.collect(), first))
     }
 
     /// A script failed: was it a guard, and which one?
@@ -448,7 +466,10 @@ type Claimed = (Arc<Desk>, Vec<Candidate>, Timestamp);
 
 #[derive(Default)]
 struct Posted {
-    results: Vec<Vec<Result<Published, Error>>>,
+    /// With the place of each among the messages of the transaction.
+    results: Vec<Vec<Result<(Published, Option<i64>), Error>>>,
+    /// The statement that answers with the number of the first.
+    numbered: Option<usize>,
 }
 
 fn part_of(disposition: &Disposition) -> Part {

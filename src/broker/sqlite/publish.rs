@@ -145,10 +145,10 @@ impl Batch {
         self.events.is_empty()
     }
 
-    /// Adds a message where its route says.
-    pub fn push(&mut self, publication: &Publication, route: &Route<'_>, now: Timestamp) {
+    /// Adds a message where its route says; its place among those that are stored, `None` where it is not.
+    pub fn push(&mut self, publication: &Publication, route: &Route<'_>, now: Timestamp) -> Option<i64> {
         if route.queues.is_empty() {
-            return;
+            return None;
         }
         let offset = self.events.len() as i64;
         let message = &publication.message;
@@ -175,13 +175,15 @@ impl Batch {
         self.bytes += content.len();
         let key = message.key.as_ref().map(|key| key.to_vec());
         self.events.push(Event { topic: route.topic, due, job, key, head, content });
+        Some(offset)
     }
 
-    /// Writes the statements. Numbers come from `meta.next`, so that their order is the order of commits.
-    pub fn write(self, script: &mut Script, now: Timestamp) {
+    /// Writes the statements; the number of the one that answers with the first message's number. Numbers come from
+    /// `meta.next`, so that their order is the order of commits.
+    pub fn write(self, script: &mut Script, now: Timestamp) -> Option<usize> {
         let count = self.events.len() as i64;
         if count == 0 {
-            return;
+            return None;
         }
         insert_events(script, self.events, now);
         for (queue, offsets) in &self.fresh {
@@ -207,8 +209,9 @@ impl Batch {
         if !self.keyed.is_empty() {
             place_moved(script);
         }
-        script.add("UPDATE meta SET next = next + ?");
-        script.bind(count);
+        let numbered = script.add("UPDATE meta SET next = next + ? RETURNING next - ?");
+        script.bind(count).bind(count);
+        Some(numbered)
     }
 }
 
