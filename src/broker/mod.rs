@@ -360,6 +360,23 @@ pub trait Settler: Send + Sync {
 
     /// What keeps it from settling now.
     fn trouble(&self) -> Option<Trouble>;
+
+    /// Events of this queue that were overtaken since the last call: they are gone, and nobody was given them. Asked
+    /// once a second; the engine counts them (`lost_total`) and logs each entry as an error. An adapter notices by a
+    /// gap between what it has read and where the topic now begins, and says each loss once in the whole process. A
+    /// broker whose topics have no retention (memory, SQLite) has none.
+    fn overtaken(&self) -> Vec<Overtaken> {
+        Vec::new()
+    }
+}
+
+/// Events that their topic's own retention, or its discarding of old ones, removed before they were handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overtaken {
+    /// Where: a stream and its sequences, a partition and its offsets.
+    pub place: String,
+    /// How many: at most, where a gap holds what was never this queue's.
+    pub events: u64,
 }
 
 /// Where a message goes.

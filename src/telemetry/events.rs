@@ -339,6 +339,28 @@ impl DeadLettersExpired<'_> {
     }
 }
 
+/// Events were gone before they could be handed over.
+pub struct EventsLost<'a> {
+    /// The queue.
+    pub queue: &'a QueueName,
+    /// Where they lay.
+    pub place: &'a str,
+    /// How many, at most.
+    pub count: u64,
+}
+
+impl EventsLost<'_> {
+    /// Error: the topic's retention is too short for how far this queue lags.
+    pub fn emit(&self) {
+        tracing::error!(
+            queue = self.queue.as_str(),
+            place = self.place,
+            count = self.count,
+            "events were lost: their topic's retention removed them before they could run"
+        );
+    }
+}
+
 /// The worker takes nothing more of a queue for the moment.
 pub struct IntakePaused<'a> {
     /// The queue.

@@ -25,11 +25,12 @@ enum Kind {
 }
 
 /// Every family: name, kind, help.
-const FAMILIES: [(&str, Kind, &str); 21] = [
+const FAMILIES: [(&str, Kind, &str); 22] = [
     ("windlass_jobs_total", Kind::Counter, "Attempts that ended, by outcome."),
     ("windlass_job_retries_total", Kind::Counter, "Retries that were stored."),
     ("windlass_dead_letters_total", Kind::Counter, "Dead letters that were stored, by reason."),
     ("windlass_dead_letters_expired_total", Kind::Counter, "Dead letters removed after dead_letter.keep."),
+    ("windlass_lost_total", Kind::Counter, "Events that their topic's retention removed before they could run."),
     ("windlass_redeliveries_total", Kind::Counter, "Deliveries of what had been handed out before."),
     ("windlass_in_flight", Kind::Gauge, "Jobs running in this process."),
     ("windlass_slots", Kind::Gauge, "Jobs that may run at once in this process."),

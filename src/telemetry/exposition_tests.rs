@@ -114,9 +114,9 @@ fn every_family_is_there_from_the_start_with_help_and_type() {
     for why in Why::ALL {
         expected.insert(format!("windlass_intake_paused{{why={}}}", why.as_str()));
     }
-    for name in
-        ["in_flight", "slots", "bytes_in_flight", "unconfirmed", "dead_letters_expired_total", "redeliveries_total"]
-    {
+    let own =
+        ["in_flight", "slots", "bytes_in_flight", "unconfirmed", "dead_letters_expired_total", "redeliveries_total"];
+    for name in own.into_iter().chain(["lost_total"]) {
         expected.insert(format!("windlass_{name}{{}}"));
     }
     let plain: BTreeSet<String> =
@@ -143,6 +143,7 @@ fn figures_arrive_and_buckets_are_cumulative() {
     meter.add_dead(&job, Reason::Permanent);
     meter.add_dead_expired(9);
     meter.add_redeliveries(8);
+    meter.add_lost(6);
     meter.observe_settle(Duration::from_millis(3), 7);
 
     let families = parse(&render());
@@ -159,6 +160,7 @@ fn figures_arrive_and_buckets_are_cumulative() {
         ("windlass_dead_letters_total{job=j,reason=permanent}", 1.0),
         ("windlass_dead_letters_expired_total{}", 9.0),
         ("windlass_redeliveries_total{}", 8.0),
+        ("windlass_lost_total{}", 6.0),
         ("windlass_settle_duration_seconds_count{}", 7.0),
         ("windlass_settle_duration_seconds_bucket{le=0.0025}", 0.0),
         ("windlass_settle_duration_seconds_bucket{le=0.005}", 7.0),

@@ -123,6 +123,7 @@ pub struct QueueMeter {
     paused: [Gauge; Why::ALL.len()],
     redeliveries: Counter,
     dead_expired: Counter,
+    lost: Counter,
     settle: Arc<Histogram>,
     jobs: HashMap<JobName, Arc<JobMeter>>,
     /// Jobs that are not among `jobs`.
@@ -198,6 +199,7 @@ impl QueueMeter {
             paused: Why::ALL.map(|why| gauge("windlass_intake_paused", &[("queue", name), ("why", why.as_str())])),
             redeliveries: counter("windlass_redeliveries_total", &here),
             dead_expired: counter("windlass_dead_letters_expired_total", &here),
+            lost: counter("windlass_lost_total", &here),
             settle: histogram("windlass_settle_duration_seconds", &here),
             jobs,
             other: Arc::new(other),
@@ -252,6 +254,11 @@ impl QueueMeter {
     /// `dead_letters_expired_total`
     pub fn add_dead_expired(&self, count: u64) {
         self.dead_expired.increment(count);
+    }
+
+    /// `lost_total`: events that the topic's retention removed before they could run.
+    pub fn add_lost(&self, count: u64) {
+        self.lost.increment(count);
     }
 
     /// `redeliveries_total`

@@ -4,11 +4,15 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::*;
-use crate::broker::{self, Broker, Destination, Letter, LetterQuery, Options, Publication, Role, Start};
+use crate::broker::{
+    self, Broker, Delivery, Destination, Letter, LetterQuery, Options, Overtaken, Publication, Role, Settled,
+    Settlement, Settler, Start, Trouble,
+};
 use crate::client::Client;
 use crate::handler::{Context, Error, Registry, Shared};
 use crate::message::{JobName, Message, Namespace, Reason, Topic};
@@ -30,6 +34,32 @@ struct Setup {
     timeout: Duration,
     ordered: bool,
     bytes: usize,
+    overtaken: Vec<Overtaken>,
+}
+
+/// A settler whose broker has a retention.
+struct Overtaking(Arc<dyn Settler>, Mutex<Vec<Overtaken>>);
+
+impl Settler for Overtaking {
+    fn settle(&self, batch: Vec<Settlement>) -> BoxFuture<'static, Vec<Settled>> {
+        self.0.settle(batch)
+    }
+
+    fn mark<'a>(&'a self, starting: &'a [&'a Delivery]) -> BoxFuture<'a, Vec<bool>> {
+        self.0.mark(starting)
+    }
+
+    fn unconfirmed_limit(&self) -> usize {
+        self.0.unconfirmed_limit()
+    }
+
+    fn trouble(&self) -> Option<Trouble> {
+        self.0.trouble()
+    }
+
+    fn overtaken(&self) -> Vec<Overtaken> {
+        std::mem::take(&mut self.1.lock())
+    }
 }
 
 impl Setup {
@@ -43,6 +73,7 @@ impl Setup {
             timeout: Duration::from_secs(60),
             ordered: false,
             bytes: 1 << 20,
+            overtaken: Vec::new(),
         }
     }
 
@@ -80,11 +111,13 @@ impl Setup {
             };
             let names = self.registry.names();
             let routes = names.iter().filter(|name| self.registry.get(name).is_some()).map(route).collect();
+            let mut opened = broker.open(&spec).await.expect("memory");
+            opened.settler = Arc::new(Overtaking(opened.settler, Mutex::new(self.overtaken.clone())));
             queues.push(QueueConfig {
                 weight: 1,
                 unroutable_after: Duration::from_secs(10),
                 routes: Routes::new(&spec.job, routes).expect("the queue's job is registered"),
-                opened: broker.open(&spec).await.expect("memory"),
+                opened,
                 spec,
             });
         }
@@ -557,5 +590,21 @@ async fn an_unknown_job_is_put_back_and_then_a_dead_letter() {
     let letter = rig.one_letter().await;
     assert_eq!((letter.reason, letter.attempts, letter.job.as_str()), (Reason::Unroutable, 0, "newer"));
     assert!(began.elapsed() >= Duration::from_secs(10));
+    rig.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_overtaken_is_counted_once() {
+    let lost = |events| Overtaken { place: "the stream orders, 4 to 6".to_owned(), events };
+    let setup = Setup::new(logging(&Log::default(), |_| None));
+    let setup = Setup { queues: vec![("overtaken", 4)], overtaken: vec![lost(3), lost(2)], ..setup };
+    let rig = setup.start().await;
+    let counted = |count: u32| {
+        crate::telemetry::exposition::render()
+            .contains(&format!("windlass_lost_total{{queue=\"overtaken\"}} {count}\n"))
+    };
+    rig.until("the losses to be counted", async |_| counted(5)).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(counted(5), "each loss is said once");
     rig.leave().await;
 }

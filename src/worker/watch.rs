@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Worker;
-use crate::broker::{Broker, Trouble};
+use crate::broker::{Broker, Overtaken, Trouble};
 use crate::message::QueueName;
 use crate::telemetry::meter::Totals;
 use crate::telemetry::{events, exposition};
@@ -48,6 +48,7 @@ impl Watch {
             queue.meter.set_in_flight(queue.running.len());
         }
         self.look_at_trouble();
+        self.look_at_losses();
         self.summarise();
     }
 
@@ -84,6 +85,15 @@ impl Watch {
                     events::DeadLetterRecovered { queue: queue.name(), after: since.elapsed() }.emit();
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn look_at_losses(&self) {
+        for queue in self.worker.queues.iter() {
+            for Overtaken { place, events } in queue.settler.overtaken() {
+                queue.meter.add_lost(events);
+                events::EventsLost { queue: queue.name(), place: &place, count: events }.emit();
             }
         }
     }
