@@ -590,7 +590,7 @@ pub trait Inspect: Send + Sync {
     fn queues(&self) -> BoxFuture<'_, Result<Vec<KnownQueue>, Error>>;
 
     /// Removes a queue's consumer and work records (not its dead letters); jobs that it held. Not while workers
-    /// are attached, and with jobs left only where `even_with_jobs`.
+    /// are attached, and with jobs left only where `even_with_jobs`: [`may_forget`].
     fn forget<'a>(&'a self, queue: &'a QueueName, even_with_jobs: bool) -> BoxFuture<'a, Result<u64, Error>>;
 
     /// What would lose, double or stall jobs.
@@ -601,6 +601,23 @@ pub trait Inspect: Send + Sync {
 
     /// Removes what `dead_letter.keep` has let expire; how many of each queue. Called by workers once a minute.
     fn expire_dead(&self) -> BoxFuture<'_, Result<Vec<(QueueName, u64)>, Error>>;
+}
+
+/// Whether a queue with so many workers and jobs may be forgotten. Workers are [`Error::Unavailable`], for they leave
+/// when they are stopped, as with every other thing that somebody else is using; jobs are [`Error::Rejected`].
+pub(crate) fn may_forget(queue: &QueueName, workers: u64, jobs: u64, even_with_jobs: bool) -> Result<(), Error> {
+    let plural = |count: u64, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
+    if workers > 0 {
+        let workers = plural(workers, "worker");
+        return Err(Error::Unavailable(format!("{workers} attached to queue {queue}; stop what works it first")));
+    }
+    if jobs > 0 && !even_with_jobs {
+        let jobs = plural(jobs, "job");
+        return Err(Error::Rejected(format!(
+            "queue {queue} holds {jobs}, which would be lost; --yes forgets them too"
+        )));
+    }
+    Ok(())
 }
 
 /// The address without its password.

@@ -152,6 +152,29 @@ pub async fn as_published<S: Subject>(mut bench: Bench<S>) {
     site.close().await;
 }
 
+pub async fn forgotten_when_idle<S: Subject>(mut bench: Bench<S>) {
+    let queue = bench.queue("invoice", &["orders"]);
+    let working = bench.connect().await;
+    let work = working.open(&queue).await;
+    working.broker.inspect().present(&[(queue.name.clone(), 16)]).await.expect("presence");
+    working.publish("orders", &["a", "b"]).await;
+    let site = bench.connect().await;
+    let inspect = site.broker.inspect();
+    for even_with_jobs in [false, true] {
+        let refused = inspect.forget(&queue.name, even_with_jobs).await.expect_err("a worker is attached");
+        assert_eq!(refused.exit_code(), 69, "{refused}");
+    }
+    if !S::LASTING {
+        return S::inapplicable("its only worker is there as long as it is");
+    }
+    drop(work);
+    working.close().await;
+    let refused = inspect.forget(&queue.name, false).await.expect_err("jobs are left");
+    assert_eq!(refused.exit_code(), 1, "{refused}");
+    assert_eq!(inspect.forget(&queue.name, true).await.expect("forgotten"), 2);
+    site.close().await;
+}
+
 pub async fn full_and_resumes<S: Subject>(mut bench: Bench<S>) {
     let queue = bench.queue("invoice", &["orders"]);
     let site = bench.connect().await;

@@ -62,6 +62,7 @@ macro_rules! promises {
                 p14_a_drain_strands_nothing => lease::drain_strands_nothing,
                 p15_consumption_resumes_after_a_restart => outage::restart_resumes,
                 p15_consumption_resumes_after_a_cut => outage::cut_resumes,
+                verbs_a_queue_is_forgotten_only_when_nobody_works_it => intake::forgotten_when_idle,
             }
         }
     )* };

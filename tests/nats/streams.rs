@@ -160,7 +160,7 @@ fn status_tells_what_waits_runs_and_is_dead() {
         assert_eq!((status.dead, status.workers, status.slots), (Some(1), Some(1), Some(16)), "{status:?}");
         assert_eq!(status.retry_due, Some(later));
         let refused = inspect.forget(&invoice.name, true).await.expect_err("a worker is attached");
-        assert_eq!(refused.exit_code(), 1);
+        assert_eq!(refused.exit_code(), 69);
         let findings = inspect.doctor().await.expect("findings");
         let errors: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
         assert!(errors.is_empty(), "{errors:?}");

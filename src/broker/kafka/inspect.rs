@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::super::{Error, Finding, Inspect, KnownQueue, QueueStatus};
+use super::super::{Error, Finding, Inspect, KnownQueue, QueueStatus, may_forget};
 use super::config::Settings;
 use super::context::Context;
 use super::dead::KafkaDead;
@@ -349,13 +349,8 @@ impl Inspect for KafkaInspect {
             let status = self.status(std::slice::from_ref(queue)).await?;
             let status = status.first().cloned().unwrap_or_default();
             let workers = status.workers.unwrap_or(0);
-            if workers > 0 {
-                return Err(Error::Refused(format!("{workers} workers are attached to {queue}; stop them first")));
-            }
             let jobs = [status.ready, status.retrying, status.scheduled].into_iter().flatten().sum();
-            if jobs > 0 && !even_with_jobs {
-                return Err(Error::Refused(format!("{queue} holds {jobs} jobs; they are lost with it: --yes")));
-            }
+            may_forget(queue, workers, jobs, even_with_jobs)?;
             self.dead.topics.delete_group(&names::group(self.namespace(), queue)).await?;
             self.dead.topics.delete(&[&names::work(self.namespace(), queue)]).await?;
             let (dead, _) = self.dead.depth(queue).await?;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{
     Broker, Credit, DeadLetters, Delivery, Destination, Error, Finding, Inspect, KnownQueue, Opened, Options,
-    Publication, Published, Publisher, Queue, QueueStatus, Settled, Settlement, Settler, Source, Trouble,
+    Publication, Published, Publisher, Queue, QueueStatus, Settled, Settlement, Settler, Source, Trouble, may_forget,
 };
 use crate::message::{Binding, QueueName, Topic};
 use crate::time::Clock;
@@ -202,10 +202,9 @@ impl Inspect for Handle {
 
     fn forget<'a>(&'a self, queue: &'a QueueName, even_with_jobs: bool) -> BoxFuture<'a, Result<u64, Error>> {
         let forget = || {
-            let jobs = self.0.store(queue)?.jobs();
-            if jobs > 0 && !even_with_jobs {
-                return Err(Error::Rejected(format!("queue {queue} holds {jobs} jobs; --yes removes them too")));
-            }
+            let store = self.0.store(queue)?;
+            let jobs = store.jobs();
+            may_forget(queue, u64::from(store.slots() > 0), jobs, even_with_jobs)?;
             self.0.queues.lock().remove(queue);
             Ok(jobs)
         };

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::api::{self, Stream};
 use super::wire::{self, header};
 use super::{Inner, doctor, letters};
-use crate::broker::{Error, Finding, Inspect, KnownQueue, QueueStatus};
+use crate::broker::{Error, Finding, Inspect, KnownQueue, QueueStatus, may_forget};
 use crate::message::{Binding, QueueName, record};
 use crate::time::Timestamp;
 
@@ -79,18 +79,8 @@ impl Inspect for NatsInspect {
             let status = self.status(std::slice::from_ref(queue)).await?;
             let status = status.into_iter().next().unwrap_or_default();
             let count = |figure: Option<u64>| figure.unwrap_or(0);
-            if count(status.workers) > 0 {
-                return Err(Error::Rejected(format!(
-                    "{} workers are attached to {queue}; stop them first",
-                    count(status.workers)
-                )));
-            }
             let jobs = count(status.ready) + count(status.running) + count(status.retrying) + count(status.scheduled);
-            if jobs > 0 && !even_with_jobs {
-                return Err(Error::Rejected(format!(
-                    "{queue} holds {jobs} jobs, which would be lost; --yes forgets them"
-                )));
-            }
+            may_forget(queue, count(status.workers), jobs, even_with_jobs)?;
             let inner = &self.0;
             let durable = inner.names.durable(queue);
             let streams = self.streams(std::slice::from_ref(queue)).await.map_err(failed)?;

@@ -12,7 +12,7 @@ use super::script::{Script, int, int_or_null, json_list, text};
 use super::settle::unshare;
 use super::writer::Writer;
 use super::{Shared, doctor, fault, register};
-use crate::broker::{Error, Finding, Inspect, KnownQueue, QueueStatus};
+use crate::broker::{Error, Finding, Inspect, KnownQueue, QueueStatus, may_forget};
 use crate::message::QueueName;
 use crate::time::Timestamp;
 
@@ -230,16 +230,8 @@ async fn forget(writer: &mut Writer, name: &QueueName, even_with_jobs: bool) -> 
     let result = async {
         let answers = script.run(&mut writer.connection).await.map_err(&said)?;
         let workers = attached(&answers[1].rows, &writer.monotonic);
-        if let Some(workers) = workers.get(&queue) {
-            let count = workers.count;
-            return Err(Error::Unavailable(format!("{count} worker(s) work the queue {name}; stop them first")));
-        }
         let jobs = int(&answers[2].rows[0], 0) as u64;
-        if jobs > 0 && !even_with_jobs {
-            return Err(Error::Rejected(format!(
-                "the queue {name} holds {jobs} job(s), which would be lost; --yes to lose them"
-            )));
-        }
+        may_forget(name, workers.get(&queue).map_or(0, |workers| workers.count), jobs, even_with_jobs)?;
         let mut script = Script::default();
         let units = ["fresh", "later", "blocked", "running"]
             .map(|table| format!("SELECT event FROM {table} WHERE queue = {queue}"));
