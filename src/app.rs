@@ -113,7 +113,8 @@ pub struct RunOptions {
     pub burst: Option<Duration>,
     /// How long one request to the broker may take; 5 s where nobody says.
     pub timeout: Option<Duration>,
-    /// `--from`: where groups whose offsets have expired begin.
+    /// `--from`: where a queue without a place of its own begins (seen for the first time, or its offsets have
+    /// expired), whatever its `start` says.
     pub from: Option<broker::Start>,
     /// Tasks of a queue that receive, start and settle; one for each core where nobody says.
     pub lanes: Option<NonZeroUsize>,
@@ -214,8 +215,11 @@ impl App {
     }
 
     fn broker_options(&self) -> Options {
-        let options = options(&self.config, Role::Worker);
-        Options { timeout: self.options.timeout.unwrap_or(options.timeout), ..options }
+        let mut options = options(&self.config, Role::Worker);
+        options.timeout = self.options.timeout.unwrap_or(options.timeout);
+        options.queues.iter_mut().for_each(|queue| queue.start = self.options.from.unwrap_or(queue.start));
+        options.kafka.from = self.options.from;
+        options
     }
 
     fn registry_with_http(&self) -> Result<Registry, Error> {
@@ -309,6 +313,7 @@ impl App {
             };
             let routes = registry.names().into_iter().filter_map(route).collect();
             let spec = queue(&self.config, name);
+            let spec = Queue { start: self.options.from.unwrap_or(spec.start), ..spec };
             let missing = || Error::Config(format!("queues.{name}: no job {} is registered", of.job));
             queues.push(QueueConfig {
                 weight: usize::try_from(of.weight.get()).unwrap_or(1),

@@ -220,6 +220,9 @@ pub struct KafkaOptions {
     pub partitions: Option<i32>,
     /// The longest retry that waits in place; `None`: 30 s.
     pub in_place: Option<Duration>,
+    /// `run --from`: a person says where groups without a place begin, which each [`Queue::start`] then is. `None`:
+    /// a group that had a place and lost it (its offsets have expired) is refused instead of beginning afresh.
+    pub from: Option<Start>,
     /// Passed to librdkafka.
     pub options: Vec<(String, String)>,
 }

@@ -240,6 +240,7 @@ fn kafka_options(table: View<'_>) -> KafkaOptions {
         replication: number("replication"),
         partitions: number("partitions"),
         in_place: table.duration("in_place"),
+        from: None,
         options: table.table("options").entries().map(option).collect(),
     }
 }

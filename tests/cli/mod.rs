@@ -5,6 +5,8 @@ mod face;
 mod many;
 mod publish;
 mod setup;
+#[cfg(feature = "nats")]
+mod start;
 mod terminal;
 mod work;
 
