@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`message`] is the vocabulary; [`broker`] says what a broker must be able to do; [`handler`] what a
 //! job is; [`worker`] is the story: receive, decode, admit, execute, decide, settle; [`app`] puts it together from a
-//! [`config`]; [`cli`] and [`admin`] are what people and machines meet.
+//! [`config`]; [`cli`] and [`admin`] are what people and machines meet; [`testing`] is for the tests of your own jobs.
 
 #![warn(missing_docs)]
 
@@ -39,6 +39,8 @@ pub mod app;
 pub mod admin;
 
 pub mod cli;
+
+pub mod testing;
 
 pub use app::App;
 pub use client::Client;

@@ -4,6 +4,7 @@
 //! [`tokio::time::Instant`], which a step of the wall clock does not touch.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the Unix epoch, UTC. What every record, header and column of ours stores.
@@ -67,6 +68,30 @@ pub enum Clock {
         /// When `base` was.
         since: tokio::time::Instant,
     },
+    /// Stands still until somebody moves it.
+    Stopped(Stopped),
+}
+
+/// A wall clock that stands still until it is moved, whatever tokio's does: jobs do their I/O in real time beside it.
+/// Cheap to clone; clones are the same clock.
+#[derive(Clone, Debug)]
+pub struct Stopped(Arc<tokio::sync::watch::Sender<Timestamp>>);
+
+impl Stopped {
+    /// A clock that stands at `at`.
+    pub fn at(at: Timestamp) -> Self {
+        Self(Arc::new(tokio::sync::watch::Sender::new(at)))
+    }
+
+    /// What it shows.
+    pub fn now(&self) -> Timestamp {
+        *self.0.borrow()
+    }
+
+    /// Moves it on to `at`; never back.
+    pub fn move_to(&self, at: Timestamp) {
+        self.0.send_if_modified(|now| std::mem::replace(now, at.max(*now)) < at);
+    }
 }
 
 impl Clock {
@@ -83,6 +108,21 @@ impl Clock {
                 Err(before) => -(before.duration().as_millis() as i64),
             }),
             Self::Tokio { base, since } => base.after(since.elapsed()),
+            Self::Stopped(clock) => clock.now(),
+        }
+    }
+
+    /// Resolves when it shows `due`, or a step of the machine's clock made it show something else meanwhile: look again.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping it.
+    pub async fn until(&self, due: Timestamp) {
+        match self {
+            Self::System | Self::Tokio { .. } => tokio::time::sleep(self.now().until(due)).await,
+            Self::Stopped(clock) => {
+                // The sender is this very clock, so that it cannot be gone while it is waited for.
+                let _ = clock.0.subscribe().wait_for(|now| *now >= due).await;
+            }
         }
     }
 }
@@ -146,6 +186,24 @@ mod tests {
         for bad in ["", "5", "s", "1.5s", "-1s", "1w", "1 s", "99999999999999999999d"] {
             assert!(parse_duration(bad).is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[tokio::test]
+    async fn a_stopped_clock_wakes_who_waits_and_goes_never_back() {
+        let clock = Stopped::at(Timestamp::from_millis(1_000));
+        let shown = Clock::Stopped(clock.clone());
+        let waiting = tokio::spawn({
+            let shown = shown.clone();
+            async move { shown.until(Timestamp::from_millis(3_600_000)).await }
+        });
+        tokio::task::yield_now().await;
+        clock.move_to(Timestamp::from_millis(2_000));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        clock.move_to(Timestamp::from_millis(3_600_000));
+        waiting.await.expect("it was woken");
+        clock.move_to(Timestamp::from_millis(5));
+        assert_eq!(shown.now(), Timestamp::from_millis(3_600_000));
     }
 
     #[test]

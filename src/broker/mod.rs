@@ -635,6 +635,8 @@ pub fn shown_address(address: &str) -> String {
     }
 }
 
+pub(crate) use memory::{Timetable, connect_with_timetable};
+
 /// Connects to the broker at `address`.
 pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
     let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);

@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ struct Run {
     attempt: Attempt,
     attempts: u32,
     deadline: Option<Instant>,
-    wants_result: bool,
+    wants_result: AtomicBool,
     cancelled: OnceLock<CancellationToken>,
     shared: Arc<Shared>,
 }
@@ -52,7 +53,7 @@ impl Context {
             attempt,
             attempts,
             deadline,
-            wants_result,
+            wants_result: AtomicBool::new(wants_result),
             cancelled: OnceLock::new(),
             shared,
         }))
@@ -151,9 +152,14 @@ impl Context {
         self.0.shared.state.get(&TypeId::of::<T>()).and_then(|state| state.downcast_ref())
     }
 
-    /// Whether somebody will read what the handler returns (`windlass try`).
+    /// Whether somebody will read what the handler returns (`windlass try`, a test).
     pub fn wants_result(&self) -> bool {
-        self.0.wants_result
+        self.0.wants_result.load(Ordering::Relaxed)
+    }
+
+    /// Asks for the result: the test kit reads it.
+    pub(crate) fn want_result(&self) {
+        self.0.wants_result.store(true, Ordering::Relaxed);
     }
 
     /// A span with the fields that log lines carry: queue, job, event_id, attempt. Enter it, or instrument a

@@ -83,6 +83,15 @@ impl Registry {
         self
     }
 
+    /// Every job, built-in ones included, within what `wrap` makes of its handler.
+    pub(crate) fn wrapped(&self, wrap: impl Fn(Arc<dyn Handler>) -> Arc<dyn Handler>) -> Self {
+        let jobs = self.names().into_iter().filter_map(|name| {
+            let entry = self.get(&name)?;
+            Some((JobName::new(&name).ok()?, Entry { handler: wrap(entry.handler), ..entry }))
+        });
+        Self { jobs: jobs.collect(), state: self.state.clone() }
+    }
+
     /// The timeout of a registered job.
     pub fn timeout(mut self, name: &str, timeout: Duration) -> Self {
         self.entry_mut(name).timeout = Some(timeout);

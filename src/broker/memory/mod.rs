@@ -15,7 +15,7 @@ use super::{
     Publication, Published, Publisher, Queue, QueueStatus, Settled, Settlement, Settler, Source, Trouble, may_forget,
 };
 use crate::message::{Binding, QueueName, Topic};
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 use store::Store;
 
 /// A broker in memory.
@@ -26,11 +26,33 @@ pub(super) struct Memory {
 }
 
 pub(super) fn connect(address: &str, options: Options) -> Arc<dyn Broker> {
+    let (broker, _) = connect_with_timetable(address, options);
+    broker
+}
+
+/// A broker, and when what waits in it is due: for the test kit, which moves the clock there.
+pub(crate) fn connect_with_timetable(address: &str, options: Options) -> (Arc<dyn Broker>, Timetable) {
     let memory = Memory { address: address.to_owned(), clock: options.clock, queues: Mutex::default() };
     for queue in &options.queues {
         memory.know(queue);
     }
-    Arc::new(Handle(Arc::new(memory)))
+    let memory = Arc::new(memory);
+    (Arc::new(Handle(memory.clone())), Timetable(memory))
+}
+
+/// When what waits is due.
+pub(crate) struct Timetable(Arc<Memory>);
+
+impl Timetable {
+    /// The earliest due time of all queues; `None` where nothing waits for its time.
+    pub(crate) fn next(&self) -> Option<Timestamp> {
+        self.0.stores().iter().filter_map(|store| store.next_due()).min()
+    }
+
+    /// Whether nothing is handed out, and nothing could be now.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.0.stores().iter().all(|store| store.is_at_rest())
+    }
 }
 
 #[derive(Clone)]

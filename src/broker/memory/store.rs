@@ -222,13 +222,30 @@ impl Store {
 
     /// Resolves when there may be something to take.
     pub(super) async fn changed(&self) {
-        let next = self.state.lock().delayed.keys().next().map(|(due, _)| *due);
-        let wait = next.map_or(Duration::from_secs(3_600), |due| self.clock.now().until(due));
+        let next = self.next_due();
+        let due = async {
+            match next {
+                Some(due) => self.clock.until(due).await,
+                None => std::future::pending().await,
+            }
+        };
         // Either means: look again.
         tokio::select! {
             () = self.wake.notified() => {}
-            () = tokio::time::sleep(wait) => {}
+            () = due => {}
         }
+    }
+
+    /// When the first of what waits for its time is due.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.state.lock().delayed.keys().next().map(|(due, _)| *due)
+    }
+
+    /// Whether nothing is handed out, and nothing could be now.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let mut state = self.state.lock();
+        self.promote_due(&mut state);
+        state.fresh.is_empty() && state.retry.is_empty() && state.held.len() == state.free.len()
     }
 
     pub(super) fn settle(&self, batch: Vec<Settlement>) -> Vec<Settled> {

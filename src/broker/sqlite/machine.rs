@@ -63,7 +63,8 @@ impl Monotonic {
     /// The one that belongs to this wall clock.
     pub fn beside(clock: &Clock) -> Self {
         match clock {
-            Clock::System => Self::Machine,
+            // The test kit's clock is for `memory://`; here leases must go on.
+            Clock::System | Clock::Stopped(_) => Self::Machine,
             Clock::Tokio { since, .. } => Self::Tokio(*since),
         }
     }
