@@ -47,7 +47,7 @@ fn measure(what: &str, binding: Binding, headers: Headers, body: &'static [u8]) 
     for _ in 0..ROUNDS {
         let start = Instant::now();
         for seq in 0..events {
-            let origin = Origin { place: place.clone(), seq: u64::from(seq), at: Timestamp::from_millis(0) };
+            let origin = Origin { place: &place, seq: u64::from(seq), at: Timestamp::from_millis(0) };
             let event = decode(black_box(&message), &origin, None);
             assert!(black_box(&event).is_ok(), "the message is whole");
         }

@@ -121,11 +121,16 @@ async fn windlass(jobs: u64, registry: Registry) -> Figure {
         let from = messages.iter().cycle().skip(batch as usize * 1_000 % messages.len());
         broker.publisher().publish(from.take(1_000).map(publication).collect()).await;
     }
-    let shared =
-        Arc::new(Shared { queue: name, client: Client::new(broker.publisher(), namespace), state: Default::default() });
     let entry = registry.get("job").expect("registered");
     let policy = Policy::default();
-    let route = Route::new(spec.job.clone(), entry.handler, entry.threading, Duration::from_secs(300), policy, shared);
+    let shared = Arc::new(Shared {
+        queue: name,
+        job: spec.job.clone(),
+        attempts: policy.attempts.get(),
+        client: Client::new(broker.publisher(), namespace),
+        state: Default::default(),
+    });
+    let route = Route::new(entry.handler, entry.threading, Duration::from_secs(300), policy, shared);
     let queue = QueueConfig {
         weight: 1,
         unroutable_after: Duration::from_secs(900),

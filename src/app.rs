@@ -303,13 +303,19 @@ impl App {
             if !self.options.queues.is_empty() && !self.options.queues.contains(name) {
                 continue;
             }
-            let shared = Arc::new(Shared { queue: name.clone(), client: client.clone(), state: state.clone() });
             let route = |job: String| {
                 let entry = registry.get(&job)?;
                 let job = JobName::new(&job).ok()?;
                 let policy = self.config.policy(name, &job, Some(&entry));
                 let timeout = self.config.timeout(name, &job, Some(&entry));
-                Some(Route::new(job, entry.handler, entry.threading, timeout, policy, shared.clone()))
+                let shared = Shared {
+                    queue: name.clone(),
+                    job,
+                    attempts: policy.attempts.get(),
+                    client: client.clone(),
+                    state: state.clone(),
+                };
+                Some(Route::new(entry.handler, entry.threading, timeout, policy, Arc::new(shared)))
             };
             let routes = registry.names().into_iter().filter_map(route).collect();
             let spec = queue(&self.config, name);

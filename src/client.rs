@@ -543,7 +543,7 @@ mod tests {
 
     fn decoded(publication: &Publication) -> Event {
         let place = Place { position: "p".to_owned(), source: "s".to_owned(), topic: None, binding: Binding::Dash };
-        let origin = Origin { place: Arc::new(place), seq: 1, at: Timestamp::from_millis(0) };
+        let origin = Origin { place: &place, seq: 1, at: Timestamp::from_millis(0) };
         decode(&publication.message, &origin, None).expect("just written")
     }
 

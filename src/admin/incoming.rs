@@ -3,8 +3,6 @@
 //!
 //! What cannot be read is refused here with 400, instead of becoming a dead letter later.
 
-use std::sync::Arc;
-
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 
@@ -181,7 +179,7 @@ fn write(attributes: Attributes<'_>, body: Bytes, defaults: &Defaults<'_>) -> Re
 /// Reads the message as a worker will.
 fn check(message: &Message, defaults: &Defaults<'_>) -> Result<Event, Problem> {
     let place = Place { position: "http".to_owned(), source: String::new(), topic: None, binding: defaults.binding };
-    let origin = Origin { place: Arc::new(place), seq: 0, at: defaults.now };
+    let origin = Origin { place: &place, seq: 0, at: defaults.now };
     let event = decode(message, &origin, None).map_err(|fault| malformed(&fault.0))?;
     event.check().map_err(|fault| malformed(&fault.0))?;
     Ok(event)
@@ -241,7 +239,7 @@ mod tests {
 
     fn event(incoming: &Incoming) -> Event {
         let place = Place { position: String::new(), source: String::new(), topic: None, binding: Binding::Dash };
-        let origin = Origin { place: Arc::new(place), seq: 0, at: Timestamp::default() };
+        let origin = Origin { place: &place, seq: 0, at: Timestamp::default() };
         decode(&incoming.message, &origin, None).expect("an event")
     }
 

@@ -101,8 +101,8 @@ impl Delivery {
     }
 
     /// Where it lay.
-    pub fn origin(&self) -> Origin {
-        Origin { place: self.channel.place.clone(), seq: self.seq, at: self.at }
+    pub fn origin(&self) -> Origin<'_> {
+        Origin { place: &self.channel.place, seq: self.seq, at: self.at }
     }
 
     /// When it could first have been started: its due time, else when it was stored.

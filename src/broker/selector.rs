@@ -81,7 +81,7 @@ pub fn key(letter: &Letter) -> Option<bytes::Bytes> {
             topic: letter.record.topic.clone(),
             binding: letter.binding,
         };
-        let origin = message::Origin { place: place.into(), seq: 0, at: letter.failure.first };
+        let origin = message::Origin { place: &place, seq: 0, at: letter.failure.first };
         message::decode(&letter.message, &origin, None).ok().and_then(|event| event.key)
     })
 }

@@ -58,9 +58,15 @@ pub fn run(session: Session, registry: Registry, arguments: Arguments) -> Done {
         let client = Client::new(Arc::new(NoBroker), config.namespace.clone());
         let draft = client.enqueue_bytes(queue.as_str(), Some(job.as_str()), data);
         let event = decode(draft.publication()?)?;
-        let shared = Arc::new(Shared { queue: queue.clone(), client, state: registry.shared_state() });
+        let shared = Arc::new(Shared {
+            queue: queue.clone(),
+            job: job.clone(),
+            attempts,
+            client,
+            state: registry.shared_state(),
+        });
         let deadline = tokio::time::Instant::now() + timeout;
-        let context = Context::new(event, job.clone(), Attempt::FIRST, attempts, Some(deadline), true, shared);
+        let context = Context::new(event, Attempt::FIRST, Some(deadline), true, shared);
         attempt(entry, context, timeout).await
     });
     let output = result.map_err(|fault| Fault::failed(format!("{job}: {fault}")))?;
@@ -96,7 +102,7 @@ fn find(registry: &Registry, config: &Config, job: &JobName) -> Result<Entry, Fa
 fn decode(publication: Publication) -> Result<message::Event, Failed> {
     let place =
         Place { position: "try".to_owned(), source: "windlass://try".to_owned(), topic: None, binding: Binding::Dash };
-    let origin = Origin { place: Arc::new(place), seq: 1, at: Clock::System.now() };
+    let origin = Origin { place: &place, seq: 1, at: Clock::System.now() };
     message::decode(&publication.message, &origin, Some(&Record::default()))
         .map_err(|error| Failed(format!("malformed: {error}")))
 }

@@ -16,10 +16,14 @@ use crate::message::{Attempt, Event, JobName, QueueName};
 #[derive(Clone)]
 pub struct Context(Arc<Run>);
 
-/// What all runs of one queue in one process share.
+/// What all runs of one job of one queue in one process share.
 pub struct Shared {
     /// The queue.
     pub queue: QueueName,
+    /// The job.
+    pub job: JobName,
+    /// How many attempts it gets in all.
+    pub attempts: u32,
     /// For publishing and enqueueing.
     pub client: Client,
     /// The application's shared state, by type.
@@ -28,9 +32,7 @@ pub struct Shared {
 
 struct Run {
     event: Event,
-    job: JobName,
     attempt: Attempt,
-    attempts: u32,
     deadline: Option<Instant>,
     wants_result: AtomicBool,
     cancelled: OnceLock<CancellationToken>,
@@ -40,18 +42,14 @@ struct Run {
 impl Context {
     pub(crate) fn new(
         event: Event,
-        job: JobName,
         attempt: Attempt,
-        attempts: u32,
         deadline: Option<Instant>,
         wants_result: bool,
         shared: Arc<Shared>,
     ) -> Self {
         Self(Arc::new(Run {
             event,
-            job,
             attempt,
-            attempts,
             deadline,
             wants_result: AtomicBool::new(wants_result),
             cancelled: OnceLock::new(),
@@ -86,7 +84,7 @@ impl Context {
 
     /// The job's name.
     pub fn job(&self) -> &JobName {
-        &self.0.job
+        &self.0.shared.job
     }
 
     /// How often this job has been run, this time included; the first is 1.
@@ -96,7 +94,7 @@ impl Context {
 
     /// How many attempts are allowed in all.
     pub fn attempts_allowed(&self) -> u32 {
-        self.0.attempts
+        self.0.shared.attempts
     }
 
     /// When this attempt times out; `None` where there is no limit.

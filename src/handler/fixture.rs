@@ -18,7 +18,7 @@ pub fn event(headers: &[(&str, &str)], body: &[u8]) -> Event {
         topic: Some("reports".into()),
         binding: Binding::Dash,
     };
-    let origin = Origin { place: Arc::new(place), seq: 17, at: Timestamp::from_millis(0) };
+    let origin = Origin { place: &place, seq: 17, at: Timestamp::from_millis(0) };
     let message =
         Message { headers: headers.iter().copied().collect(), body: Some(Bytes::copy_from_slice(body)), key: None };
     decode(&message, &origin, None).expect("whole")
@@ -28,9 +28,9 @@ pub fn event(headers: &[(&str, &str)], body: &[u8]) -> Event {
 pub async fn context(event: Event, attempt: u32, wants_result: bool) -> Context {
     let namespace = Namespace::new("test").expect("fits");
     let client = Client::connect_in("memory://", namespace).await.expect("memory is there");
-    let queue = QueueName::new("queue").expect("fits");
-    let shared = Arc::new(Shared { queue, client, state: Arc::new(HashMap::new()) });
     let job = JobName::new("job").expect("fits");
+    let queue = QueueName::new("queue").expect("fits");
+    let shared = Arc::new(Shared { queue, job, attempts: 20, client, state: Arc::new(HashMap::new()) });
     let attempt = Attempt::new(attempt).expect("not 0");
-    Context::new(event, job, attempt, 20, None, wants_result, shared)
+    Context::new(event, attempt, None, wants_result, shared)
 }

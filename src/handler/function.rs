@@ -1,6 +1,6 @@
 //! Typed functions as handlers.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -88,13 +88,13 @@ where
     T: Serialize + 'static,
 {
     fn call(&self, cx: Context) -> BoxFuture<'static, Result<Output, Error>> {
-        let function = self.0.clone();
-        Box::pin(async move {
-            let args = arguments(&cx)?;
-            let wants = cx.wants_result();
-            let result = function(args, cx).await?;
-            output(&result, wants)
-        })
+        let wants = cx.wants_result();
+        let args = match arguments(&cx) {
+            Ok(args) => args,
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
+        let running = self.0(args, cx);
+        Box::pin(async move { output(&running.await?, wants) })
     }
 }
 
@@ -118,12 +118,13 @@ where
     T: Serialize + 'static,
 {
     fn call(&self, cx: Context) -> BoxFuture<'static, Result<Output, Error>> {
-        let function = self.0.clone();
-        Box::pin(async move {
-            let args = arguments(&cx)?;
-            let result = function(args).await?;
-            output(&result, cx.wants_result())
-        })
+        let wants = cx.wants_result();
+        let args = match arguments(&cx) {
+            Ok(args) => args,
+            Err(error) => return Box::pin(ready(Err(error))),
+        };
+        let running = self.0(args);
+        Box::pin(async move { output(&running.await?, wants) })
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Malformed(pub String);
 
 /// Decodes what lay at `origin`. Where it was a record of ours, `message` is the original, and `record` supplies
 /// the id, source and topic that it has not itself.
-pub fn decode(message: &Message, origin: &Origin, record: Option<&Record>) -> Result<Event, Malformed> {
+pub fn decode(message: &Message, origin: &Origin<'_>, record: Option<&Record>) -> Result<Event, Malformed> {
     let found = Found::read(&message.headers, origin.place.binding);
     let original = Original { message, origin, record, binding: origin.place.binding };
     // Each makes the whole event where it is to lie: it is too large to be moved about.
@@ -132,7 +132,7 @@ fn lower_case<'a>(name: &'a [u8], room: &'a mut [u8; 15]) -> &'a [u8] {
 /// A message, and what is known of it besides.
 struct Original<'a> {
     message: &'a Message,
-    origin: &'a Origin,
+    origin: &'a Origin<'a>,
     record: Option<&'a Record>,
     binding: Binding,
 }
@@ -324,20 +324,27 @@ fn not_text(name: &str) -> Malformed {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::super::Place;
     use super::super::cloudevents::Attributes;
     use super::*;
     use proptest::option::of;
     use proptest::prelude::*;
 
-    fn origin(binding: Binding) -> Origin {
-        let place = Place {
+    fn origin(binding: Binding) -> Origin<'static> {
+        static PLACES: LazyLock<[Place; 2]> = LazyLock::new(|| [Binding::Dash, Binding::Kafka].map(place));
+        let place = PLACES.iter().find(|place| place.binding == binding).expect("one of the two");
+        Origin { place, seq: 17, at: Timestamp::from_millis(1_763_719_200_000) }
+    }
+
+    fn place(binding: Binding) -> Place {
+        Place {
             position: "sqlite:reports".to_owned(),
             source: "sqlite://reports".to_owned(),
             topic: Some("reports".into()),
             binding,
-        };
-        Origin { place: Arc::new(place), seq: 17, at: Timestamp::from_millis(1_763_719_200_000) }
+        }
     }
 
     fn message(headers: &[(&str, &str)], body: &[u8]) -> Message {
@@ -491,12 +498,9 @@ mod tests {
         assert_eq!(decode(&plain, &origin(Binding::Dash), Some(&replayed)).expect("valid").expires, None);
 
         let mut enqueued = origin(Binding::Dash);
-        enqueued.place = Arc::new(Place {
-            topic: None,
-            position: "sqlite:".to_owned(),
-            source: String::new(),
-            binding: Binding::Dash,
-        });
+        let place =
+            Place { topic: None, position: "sqlite:".to_owned(), source: String::new(), ..place(Binding::Dash) };
+        enqueued.place = &place;
         let record = Record { job: Some(JobName::new("invoice").expect("fits")), ..Record::default() };
         let event = decode(&plain, &enqueued, Some(&record)).expect("valid");
         assert_eq!((&*event.kind, event.topic), ("invoice", None));

@@ -79,24 +79,24 @@ pub struct Place {
 }
 
 /// One message's origin: the place, the number there, and when the broker stored it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// Shared by all messages of one place.
-    pub place: Arc<Place>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin<'a> {
+    /// The same for all messages of one place.
+    pub place: &'a Place,
     /// Stream sequence, offset or row.
     pub seq: u64,
     /// When the broker stored it.
     pub at: Timestamp,
 }
 
-impl Origin {
+impl Origin<'_> {
     /// The id of an event that was published without one: `sqlite:reports.finalized:17`.
     pub fn event_id(&self) -> String {
         format!("{}:{}", self.place.position, self.seq)
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for Origin<'_> {
     /// The `origin` attribute: `sqlite:reports.finalized:17:1763719200000`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.place.position, self.seq, self.at.as_millis())

@@ -70,7 +70,7 @@ impl Default for Record {
 impl Record {
     /// The record of an event that is fresh from its topic, when one has to be stored: where it lay, and what a
     /// plain message does not say itself.
-    pub fn fresh(origin: &Origin) -> Self {
+    pub fn fresh(origin: &Origin<'_>) -> Self {
         Self {
             origin: Some(origin.to_string()),
             event_id: Some(origin.event_id()),

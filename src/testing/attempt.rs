@@ -206,15 +206,18 @@ impl Attempt {
             topic: Some(self.topic.as_str().into()),
             binding: Binding::Dash,
         };
-        let origin = Origin { place: Arc::new(place), seq: 1, at: Clock::System.now() };
+        let origin = Origin { place: &place, seq: 1, at: Clock::System.now() };
         let event = message::decode(&publication.message, &origin, None).unwrap_or_else(|error| panic!("{error}"));
-        let shared =
-            Shared { queue: QueueName::new(&self.queue).expect(named), client, state: Arc::new(self.state.clone()) };
+        let shared = Shared {
+            queue: QueueName::new(&self.queue).expect(named),
+            job: JobName::new(&self.job).expect(named),
+            attempts: self.of,
+            client,
+            state: Arc::new(self.state.clone()),
+        };
         Context::new(
             event,
-            JobName::new(&self.job).expect(named),
             message::Attempt::new(self.number).expect("attempts are counted from 1"),
-            self.of,
             self.time_left.map(|left| tokio::time::Instant::now() + left),
             true,
             Arc::new(shared),

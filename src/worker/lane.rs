@@ -14,7 +14,7 @@ use super::execute::{self, Attempt};
 use super::outcome::Outcome;
 use super::pool::{Queue, Taken};
 use super::retry::{self, Facts};
-use super::route::Route;
+use super::route::{Polls, Route};
 use super::settle;
 use crate::broker::{Credit, Delivery, Disposition, Lane as LaneName, Settlement};
 use crate::handler::{Context, Threading};
@@ -38,6 +38,7 @@ const FULL_FOR: Duration = Duration::from_millis(50);
 pub struct Lane {
     queue: Arc<Queue>,
     tallies: Vec<JobTally>,
+    polls: Vec<Polls>,
     chunk: usize,
 }
 
@@ -52,6 +53,8 @@ struct Chunk {
     instant: Instant,
     wall: Timestamp,
     began: Instant,
+    /// When a job of it last succeeded.
+    succeeded: Option<Timestamp>,
 }
 
 impl Chunk {
@@ -66,8 +69,9 @@ impl Lane {
     /// A lane of `queue`.
     pub fn new(queue: Arc<Queue>) -> Self {
         let tallies = queue.routes.all().iter().map(|route| queue.meter.tally(&route.job)).collect();
+        let polls = queue.routes.all().iter().map(|_| Polls::default()).collect();
         let chunk = CHUNK.min(queue.spec.slots.get().div_ceil(4));
-        Self { queue, tallies, chunk }
+        Self { queue, tallies, polls, chunk }
     }
 
     /// Works until intake ends.
@@ -107,6 +111,7 @@ impl Lane {
             instant: began,
             wall: self.queue.pool.clock.now(),
             began,
+            succeeded: None,
         };
         for delivery in ready {
             if chunk.instant - began >= self.queue.pool.lease {
@@ -119,6 +124,12 @@ impl Lane {
         }
         for tally in &mut self.tallies {
             tally.flush();
+        }
+        for (polls, route) in self.polls.iter_mut().zip(self.queue.routes.all()) {
+            polls.flush(route.first_poll());
+        }
+        if let Some(at) = chunk.succeeded {
+            self.queue.succeeded(at);
         }
         self.queue.lanes_done(chunk.fresh, chunk.retry);
         self.queue.pool.give(self.queue.index, chunk.slots);
@@ -144,25 +155,25 @@ impl Lane {
             }
         };
         if route.threading == Threading::Blocking || route.first_poll().is_rude() {
-            spawn(self.queue.clone(), route, delivery, cx, None, chunk.instant);
+            spawn(self.queue.clone(), route.clone(), delivery, cx, None, chunk.instant);
             return;
         }
-        let polled = Attempt::new(&route, cx.clone()).and_then(Attempt::poll_once);
+        let polled = Attempt::new(route, cx.clone()).and_then(Attempt::poll_once);
         let end = Instant::now();
         let took = end - chunk.instant;
-        route.first_poll().observe(took);
+        self.polls[route.index].observe(route.first_poll(), took);
         match polled {
-            Ok(pending) => spawn(self.queue.clone(), route, delivery, cx, Some(pending), chunk.instant),
+            Ok(pending) => spawn(self.queue.clone(), route.clone(), delivery, cx, Some(pending), chunk.instant),
             Err(outcome) => {
                 let wait = delivery.ready_at().until(now);
                 self.tallies[route.index].record(outcome.label(), wait, took);
                 chunk.instant = end;
                 let ended = chunk.now();
                 if matches!(outcome, Outcome::Done) {
-                    self.queue.succeeded(ended);
+                    chunk.succeeded = Some(ended);
                     say_done(&cx, took);
                 }
-                chunk.push(conclude(&self.queue, &route, delivery, &outcome, Some(cx.event_id()), took, ended));
+                chunk.push(conclude(&self.queue, route, delivery, &outcome, Some(cx.event_id()), took, ended));
             }
         }
         chunk.instant = end;
@@ -312,12 +323,12 @@ struct Refused {
 }
 
 /// Decode and route: the context of a run, or the outcome of a delivery that must not run.
-fn prepare(
-    queue: &Queue,
+fn prepare<'a>(
+    queue: &'a Queue,
     delivery: &Delivery,
     now: Timestamp,
     start: Instant,
-) -> Result<(Arc<Route>, Context), Box<Refused>> {
+) -> Result<(&'a Arc<Route>, Context), Box<Refused>> {
     let origin = delivery.origin();
     let record = delivery.record.as_deref();
     let event = match decode(&delivery.message, &origin, record) {
@@ -337,16 +348,7 @@ fn prepare(
         return refuse(Outcome::Expired, event);
     }
     let deadline = start.checked_add(route.timeout);
-    let cx = Context::new(
-        event,
-        route.job.clone(),
-        delivery.attempt(),
-        route.policy.attempts.get(),
-        deadline,
-        false,
-        route.shared.clone(),
-    );
-    Ok((route.clone(), cx))
+    Ok((route, Context::new(event, delivery.attempt(), deadline, false, route.shared.clone())))
 }
 
 /// A run becomes a task, with its slot.
@@ -392,7 +394,7 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
         let start = Instant::now();
         let now = queue.pool.clock.now();
         match prepare(&queue, &delivery, now, start) {
-            Ok((route, cx)) => run(&queue, &route, delivery, cx, None, start).await,
+            Ok((route, cx)) => run(&queue, route, delivery, cx, None, start).await,
             Err(refused) => {
                 let Refused { outcome, event, route } = *refused;
                 let route = route.as_ref().unwrap_or_else(|| queue.routes.default()).clone();

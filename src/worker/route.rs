@@ -21,7 +21,7 @@ pub struct Route {
     pub timeout: Duration,
     /// When it runs again.
     pub policy: Policy,
-    /// What handlers of this queue share.
+    /// What its runs share.
     pub shared: Arc<Shared>,
     /// Its place in a lane's tallies.
     pub index: usize,
@@ -31,13 +31,13 @@ pub struct Route {
 impl Route {
     /// A route; see the fields.
     pub fn new(
-        job: JobName,
         handler: Arc<dyn Handler>,
         threading: Threading,
         timeout: Duration,
         policy: Policy,
         shared: Arc<Shared>,
     ) -> Self {
+        let job = shared.job.clone();
         Self { job, handler, threading, timeout, policy, shared, index: 0, first_poll: FirstPoll::default() }
     }
 
@@ -65,17 +65,54 @@ impl Default for FirstPoll {
 }
 
 impl FirstPoll {
-    /// Takes a measurement. A race between lanes loses one, which an average bears.
+    /// Takes a measurement.
     pub fn observe(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(MOST).min(MOST);
+        self.observe_mean(capped(took), 1);
+    }
+
+    /// Takes so many measurements by their mean. A race between lanes loses one, which an average bears.
+    fn observe_mean(&self, mean: u64, count: u64) {
         let average = self.0.load(Ordering::Relaxed);
-        let next = if took > average { average + (took - average) / 16 } else { average - (average - took) / 16 };
+        let share = |distance: u64| distance * count / (count + 15);
+        let next = if mean > average { average + share(mean - average) } else { average - share(average - mean) };
         self.0.store(next, Ordering::Relaxed);
     }
 
     /// Whether it should become a task before it is polled.
     pub fn is_rude(&self) -> bool {
         self.0.load(Ordering::Relaxed) > RUDE
+    }
+}
+
+fn capped(took: Duration) -> u64 {
+    u64::try_from(took.as_nanos()).unwrap_or(MOST).min(MOST)
+}
+
+/// First polls that one lane has seen and not told yet: lanes that write the same average at each job slow each other
+/// down. What is rude is told at once.
+#[derive(Default)]
+pub struct Polls {
+    nanos: u64,
+    count: u64,
+}
+
+impl Polls {
+    /// Takes a measurement.
+    pub fn observe(&mut self, of: &FirstPoll, took: Duration) {
+        let took = capped(took);
+        self.nanos += took;
+        self.count += 1;
+        if took > RUDE {
+            self.flush(of);
+        }
+    }
+
+    /// Tells what was seen.
+    pub fn flush(&mut self, of: &FirstPoll) {
+        if let Some(mean) = self.nanos.checked_div(self.count) {
+            of.observe_mean(mean, self.count);
+        }
+        *self = Self::default();
     }
 }
 
@@ -123,6 +160,23 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_lane_saw_counts_once_it_is_told_and_rudeness_at_once() {
+        let (poll, mut lane) = (FirstPoll::default(), Polls::default());
+        for _ in 0..100 {
+            lane.observe(&poll, Duration::from_micros(1));
+        }
+        assert!(poll.is_rude(), "nothing was told yet");
+        lane.flush(&poll);
+        let told = poll.0.load(Ordering::Relaxed);
+        lane.flush(&poll);
+        assert_eq!(poll.0.load(Ordering::Relaxed), told, "nothing is told twice");
+        assert!(!poll.is_rude());
+        lane.observe(&poll, Duration::from_millis(1));
+        lane.observe(&poll, Duration::from_millis(1));
+        assert!(poll.is_rude(), "two long ones are enough");
+    }
 
     #[test]
     fn one_preemption_makes_no_job_rude_and_computing_does() {

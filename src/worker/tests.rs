@@ -99,15 +99,17 @@ impl Setup {
         let shutdown = Shutdown::default();
         let mut queues = Vec::new();
         for spec in specs {
-            let shared = Arc::new(Shared {
-                queue: spec.name.clone(),
-                client: Client::new(broker.publisher(), namespace.clone()),
-                state: self.registry.shared_state(),
-            });
             let route = |name: &String| {
                 let entry = self.registry.get(name).expect("registered");
                 let name = JobName::new(name).expect("valid");
-                Route::new(name, entry.handler, entry.threading, self.timeout, self.policy, shared.clone())
+                let shared = Shared {
+                    queue: spec.name.clone(),
+                    job: name,
+                    attempts: self.policy.attempts.get(),
+                    client: Client::new(broker.publisher(), namespace.clone()),
+                    state: self.registry.shared_state(),
+                };
+                Route::new(entry.handler, entry.threading, self.timeout, self.policy, Arc::new(shared))
             };
             let names = self.registry.names();
             let routes = names.iter().filter(|name| self.registry.get(name).is_some()).map(route).collect();

@@ -273,7 +273,7 @@ fn letter(topic: &str, queue: &QueueName, partition: i32, arrived: Arrived) -> O
         topic: stored.record.topic.clone(),
         binding: Binding::Kafka,
     };
-    let origin = Origin { place: Arc::new(place), seq: offset as u64, at };
+    let origin = Origin { place: &place, seq: offset as u64, at };
     let event = decode(&message, &origin, Some(&stored.record));
     let is_imported = imported.is_some();
     let letter = Letter {

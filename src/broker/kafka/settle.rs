@@ -11,7 +11,7 @@ use super::names;
 use super::outgoing;
 use super::state::{Move, Shared};
 use crate::message::record::{Dead, Record, write};
-use crate::message::{Binding, Message, Namespace, QueueName};
+use crate::message::{Binding, Message, Namespace, Origin, QueueName};
 
 /// Settlements that may be unconfirmed at once: what two windows hold.
 const UNCONFIRMED: usize = 131_072;
@@ -85,7 +85,8 @@ impl KafkaSettler {
                         }
                         urgent = true;
                         let wait = self.shared.clock.now().until(at);
-                        let origin = delivery.origin();
+                        let channel = delivery.channel.clone();
+                        let origin = Origin { place: &channel.place, seq: delivery.seq, at: delivery.at };
                         let stored_at = delivery.at;
                         let (message, _, record) = take(delivery, stored_at);
                         if self.shared.ordered || (wait <= self.in_place && partition.may_wait()) {
@@ -119,7 +120,8 @@ impl KafkaSettler {
                         }
                         urgent = true;
                         let id = partition.id;
-                        let origin = delivery.origin();
+                        let channel = delivery.channel.clone();
+                        let origin = Origin { place: &channel.place, seq: delivery.seq, at: delivery.at };
                         let stored_at = delivery.at;
                         let (message, _, record) = take(delivery, stored_at);
                         let mut record = record.map_or_else(|| Record::fresh(&origin), |record| full(*record, &origin));
@@ -167,7 +169,7 @@ fn take(mut delivery: Delivery, at: crate::time::Timestamp) -> (Message, crate::
 }
 
 /// A retry in place keeps no origin: it is where it was.
-fn full(mut record: Record, origin: &crate::message::Origin) -> Record {
+fn full(mut record: Record, origin: &Origin<'_>) -> Record {
     if record.origin.is_none() {
         let fresh = Record::fresh(origin);
         record.origin = fresh.origin;

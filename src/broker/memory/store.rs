@@ -391,7 +391,7 @@ impl Entry {
     fn record(&mut self) -> Record {
         match self.record.take() {
             Some(record) => *record,
-            None => Record::fresh(&Origin { place: self.channel.place.clone(), seq: self.seq, at: self.at }),
+            None => Record::fresh(&Origin { place: &self.channel.place, seq: self.seq, at: self.at }),
         }
     }
 }
