@@ -125,18 +125,27 @@ pub struct App {
     config: Config,
     registry: Registry,
     options: RunOptions,
+    broker: Option<Arc<dyn Broker>>,
 }
 
 impl App {
     /// Takes a configuration and the jobs compiled in; those of `[jobs]` that run over HTTP are added to them.
     pub fn new(config: Config, registry: Registry) -> Self {
-        Self { config, registry, options: RunOptions::default() }
+        Self { config, registry, options: RunOptions::default(), broker: None }
     }
 
     /// With these options.
     #[must_use]
     pub fn with(mut self, options: RunOptions) -> Self {
         self.options = options;
+        self
+    }
+
+    /// On a broker that is connected already, as a worker with the options of this configuration; it is closed at the
+    /// end. The only way to share a `memory://`.
+    #[must_use]
+    pub fn on(mut self, broker: Arc<dyn Broker>) -> Self {
+        self.broker = Some(broker);
         self
     }
 
@@ -196,7 +205,11 @@ impl App {
         let context = admin::Context::new(self.config.namespace.clone(), jobs, shutdown.clone());
         // Dropped last: `/health` answers to the end.
         let _admin = admin::start(&self.config.admin, context.clone())?;
-        let Some(broker) = io.block_on(self.connect_patiently(shutdown))? else { return Ok(Tally::default()) };
+        let connected = match &self.broker {
+            Some(broker) => Some(broker.clone()),
+            None => io.block_on(self.connect_patiently(shutdown))?,
+        };
+        let Some(broker) = connected else { return Ok(Tally::default()) };
         context.set_broker(broker.clone());
         let worker = io.block_on(self.worker_with(registry, &*broker, shutdown, Clock::System))?;
         context.set_worker(Arc::new(worker.clone()));
@@ -386,7 +399,7 @@ fn runtime(name: &str, threads: usize, blocking: usize) -> std::io::Result<Runti
 }
 
 /// Thousands of HTTP jobs need thousands of sockets: raises the soft limit of open files to the hard one.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls read or write only the struct that they are given, which outlives them.
     unsafe {
