@@ -27,6 +27,7 @@ pub mod redrive;
 pub mod selector;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+pub mod yardstick;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

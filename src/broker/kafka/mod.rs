@@ -55,6 +55,8 @@ mod doctor;
 
 mod inspect;
 
+mod yardstick;
+
 #[cfg(test)]
 mod takeover;
 
@@ -81,6 +83,11 @@ struct Kafka {
     inspect: inspect::KafkaInspect,
     open: Mutex<Vec<(Arc<state::Shared>, CancellationToken)>>,
     delay: Mutex<Option<delay::Stop>>,
+}
+
+/// The raw loop beside which a worker is measured.
+pub(super) fn yardstick(address: &str, options: &Options) -> Result<yardstick::KafkaYardstick, Error> {
+    yardstick::KafkaYardstick::new(address, options)
 }
 
 /// Connects to the cluster at `address`.

@@ -3,6 +3,7 @@
 
 mod letters;
 mod store;
+mod yardstick;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,6 +54,11 @@ impl Timetable {
     pub(crate) fn is_at_rest(&self) -> bool {
         self.0.stores().iter().all(|store| store.is_at_rest())
     }
+}
+
+/// The loop beside which a worker is measured.
+pub(super) fn yardstick(options: &Options) -> yardstick::MemoryYardstick {
+    yardstick::MemoryYardstick::new(options)
 }
 
 #[derive(Clone)]

@@ -28,6 +28,7 @@ mod pump;
 mod shared;
 mod topology;
 mod wire;
+mod yardstick;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -77,6 +78,11 @@ struct Inner {
 
 /// A connection to JetStream.
 struct Nats(Arc<Inner>);
+
+/// The raw loops beside which a worker is measured.
+pub(super) async fn yardstick(address: &str, options: &Options) -> Result<yardstick::NatsYardstick, Error> {
+    yardstick::NatsYardstick::connect(address, options).await
+}
 
 /// Connects, and refuses a server that would lose jobs.
 pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {

@@ -33,6 +33,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 mod writer;
+mod yardstick;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,6 +62,11 @@ const UNCONFIRMED: usize = 1_024;
 /// Connects to the file at `address`, creating it where the role may.
 pub(super) async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
     Ok(Arc::new(Sqlite::connect(address, options).await?))
+}
+
+/// The raw loop beside which a worker is measured.
+pub(super) fn yardstick(address: &str, options: &Options) -> Result<yardstick::SqliteYardstick, Error> {
+    yardstick::SqliteYardstick::new(address, options)
 }
 
 /// The broker behind `sqlite://`.
