@@ -183,6 +183,11 @@ impl Client {
         results
     }
 
+    /// Publishes what [`Draft::publication`] made; results in the order given.
+    pub(crate) async fn publish_all(&self, batch: Vec<Publication>) -> Vec<Result<broker::Published, Error>> {
+        self.publisher.publish(batch).await
+    }
+
     fn draft(&self, to: &str, data: Result<Bytes, Error>, content_type: Option<&str>) -> Draft<'_, ()> {
         Draft {
             client: self,

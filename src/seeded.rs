@@ -5,8 +5,9 @@
 
 /// The bugs that can be chosen, and what each does.
 #[cfg(feature = "seeded-bugs")]
-const BUGS: [(&str, &str); 14] = [
+const BUGS: [(&str, &str); 15] = [
     ("ack-before-run", "a job is acknowledged when it starts"),
+    ("success-without-run", "one job in twenty is acknowledged and not run"),
     ("release-before-run", "a job is given back when it starts, and runs on"),
     ("success-released", "one success in ten is given back and not acknowledged"),
     ("attempt-used-by-interruption", "a drain counts as a failure"),

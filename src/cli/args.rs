@@ -122,6 +122,8 @@ pub enum Verb {
     Config(super::config::Arguments),
     /// Say what would lose, duplicate or stall jobs
     Doctor(super::doctor::Arguments),
+    /// Measure the worker beside the broker's own client, and look up every job
+    Bench(super::bench::Arguments),
     /// Write a completion script for a shell
     Completions(super::completions::Arguments),
 }

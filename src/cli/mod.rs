@@ -8,6 +8,7 @@ mod args;
 mod dlq;
 
 mod attempt;
+mod bench;
 mod completions;
 mod config;
 mod doctor;
@@ -57,6 +58,7 @@ pub fn main(registry: Registry) -> ExitCode {
         Verb::Ready(arguments) => ready::run(session, arguments),
         Verb::Config(arguments) => config::run(session, registry, arguments),
         Verb::Doctor(arguments) => doctor::run(session, registry, arguments),
+        Verb::Bench(arguments) => bench::run(&session, &arguments),
     };
     match done {
         Ok(code) => code,
@@ -65,7 +67,7 @@ pub fn main(registry: Registry) -> ExitCode {
 }
 
 /// Verbs that have a name and no meaning yet.
-const RESERVED: [&str; 7] = ["bench", "jobs", "pause", "resume", "adopt", "cancel", "schedule"];
+const RESERVED: [&str; 6] = ["jobs", "pause", "resume", "adopt", "cancel", "schedule"];
 
 /// What clap says of a wrong command line: help with 0, everything else with 2.
 fn refuse(error: &clap::Error) -> ExitCode {

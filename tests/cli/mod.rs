@@ -1,5 +1,6 @@
 //! The binary as a person or a script meets it: verbs, flags, exit codes, stdout, stderr.
 
+mod bench;
 mod dead;
 mod face;
 mod many;
