@@ -104,6 +104,10 @@ fn filter(config: &Config, rust_log: Option<String>) -> Result<EnvFilter, Error>
     }
 }
 
+/// What is compiled in with us and logs for its own developers.
+const LIBRARIES: [&str; 9] =
+    ["async_nats", "h2", "hyper", "hyper_util", "rdkafka", "reqwest", "rustls", "sqlx", "tower"];
+
 fn parse(text: &str) -> Result<EnvFilter, Error> {
     let text = text.trim();
     let wrong = || Error::Filter(text.to_owned());
@@ -112,10 +116,11 @@ fn parse(text: &str) -> Result<EnvFilter, Error> {
     }
     let bare: Option<Level> = text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_alphabetic()));
     let full = match bare {
-        // Whoever asks for debug wants ours and their own, not each frame of each library below.
-        Some(level) if level > Level::INFO => {
-            let quiet = ["async_nats", "h2", "hyper", "hyper_util", "reqwest", "rustls", "sqlx", "tower"];
-            format!("{text},{}", quiet.map(|library| format!("{library}=info")).join(","))
+        // Whoever asks for info wants ours and their own, not what a library says of each connection; at debug, not
+        // each frame.
+        Some(level) if level >= Level::INFO => {
+            let most = if level > Level::INFO { "info" } else { "warn" };
+            format!("{text},{}", LIBRARIES.map(|library| format!("{library}={most}")).join(","))
         }
         Some(_) => text.to_owned(),
         // `EnvFilter` takes any word for a module's name, so a misspelt level would silence everything.
@@ -277,6 +282,19 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// What this thread logs until the guard is dropped, as JSON, for tests.
+#[cfg(test)]
+pub(crate) fn capture(level: &str) -> (tracing::subscriber::DefaultGuard, Arc<parking_lot::Mutex<Vec<String>>>) {
+    let written = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let sink = {
+        let written = written.clone();
+        move |line: &str| written.lock().push(line.to_owned())
+    };
+    let lines = Lines { look: Look::Json, worker: "host-1".into(), sink: Arc::new(sink) };
+    let subscriber = Registry::default().with(parse(level).expect("a filter")).with(lines);
+    (tracing::subscriber::set_default(subscriber), written)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -411,9 +429,23 @@ mod tests {
         let shown =
             |config, rust_log: Option<&str>| filter(&config, rust_log.map(str::to_owned)).map(|f| f.to_string());
         assert_eq!(shown(config("info", false), Some("warn")).expect("valid"), "warn");
-        assert_eq!(shown(config("info", true), Some("warn")).expect("valid"), "info");
-        assert_eq!(shown(config("info", false), Some("  ")).expect("valid"), "info");
+        for set in [shown(config("info", true), Some("warn")), shown(config("info", false), Some("  "))] {
+            assert!(set.expect("valid").ends_with(",info"));
+        }
         assert!(shown(config("info", false), Some("inof")).is_err());
+    }
+
+    #[test]
+    fn libraries_are_heard_when_they_warn() {
+        let said = || {
+            tracing::info!(target: "async_nats::connector", "event: connected");
+            tracing::warn!(target: "async_nats::connector", "event: slow consumer");
+            tracing::info!(target: "their_jobs::invoice", "rendered");
+        };
+        assert_eq!(lines(Look::Json, "info", said).len(), 2);
+        assert_eq!(lines(Look::Json, "debug", said).len(), 3);
+        assert_eq!(lines(Look::Json, "error", said).len(), 0);
+        assert_eq!(lines(Look::Json, "info,async_nats=info", said).len(), 3, "who names it gets it");
     }
 
     #[test]
