@@ -359,7 +359,8 @@ pub trait Settler: Send + Sync {
     /// delivery whose mark fails is not started. `true`: stored.
     fn mark<'a>(&'a self, starting: &'a [&'a Delivery]) -> BoxFuture<'a, Vec<bool>>;
 
-    /// How many deliveries may be finished and unconfirmed at once; the engine starts nothing beyond it.
+    /// How many deliveries may be finished and unconfirmed at once; the engine starts nothing beyond it. `usize::MAX`
+    /// where every settlement is stored at once: nothing of it is kept for the case that it is not.
     fn unconfirmed_limit(&self) -> usize;
 
     /// What keeps it from settling now.

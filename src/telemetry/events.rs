@@ -237,23 +237,23 @@ impl LeaseLost<'_> {
 
 /// Somebody else owns the job now; nothing was changed.
 pub struct StaleSettlement<'a> {
-    /// The queue.
-    pub queue: &'a QueueName,
+    /// The attempt that was settled.
+    pub run: Run<'a>,
 }
 
 impl StaleSettlement<'_> {
     /// Warn, throttled.
     pub fn emit(&self) {
-        if admits(self.queue, Kind::Settlement) {
-            tracing::warn!(queue = self.queue.as_str(), "settlement is stale: another worker owns the job");
+        if admits(self.run.queue, Kind::Settlement) {
+            line!(warn, self.run, {}, "settlement is stale: another worker owns the job");
         }
     }
 }
 
 /// The broker did not confirm a settlement before the lease ended: the job comes again.
 pub struct SettlementUnconfirmed<'a> {
-    /// The queue.
-    pub queue: &'a QueueName,
+    /// The attempt that was settled.
+    pub run: Run<'a>,
     /// What is known.
     pub error: &'a str,
 }
@@ -261,31 +261,23 @@ pub struct SettlementUnconfirmed<'a> {
 impl SettlementUnconfirmed<'_> {
     /// Warn, throttled.
     pub fn emit(&self) {
-        if admits(self.queue, Kind::Settlement) {
-            let queue = self.queue.as_str();
-            tracing::warn!(queue, error = self.error, "settlement was not confirmed; the job comes again");
+        if admits(self.run.queue, Kind::Settlement) {
+            line!(warn, self.run, { error = self.error, }, "settlement was not confirmed; the job comes again");
         }
     }
 }
 
 /// A job was running when workers died: it runs with no other suspect beside it.
 pub struct Isolated<'a> {
-    /// The queue.
-    pub queue: &'a QueueName,
     /// The attempt.
-    pub attempt: u32,
+    pub run: Run<'a>,
 }
 
 impl Isolated<'_> {
     /// Warn, throttled.
     pub fn emit(&self) {
-        if admits(self.queue, Kind::Crash) {
-            let queue = self.queue.as_str();
-            tracing::warn!(
-                queue,
-                attempt = self.attempt,
-                "job may have killed its worker; it runs with no other suspect"
-            );
+        if admits(self.run.queue, Kind::Crash) {
+            line!(warn, self.run, {}, "job may have killed its worker; it runs with no other suspect");
         }
     }
 }

@@ -388,13 +388,15 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
         queue.settler.mark(&[&delivery]).await == [true]
     };
     if may_run {
-        if suspect {
-            events::Isolated { queue: queue.name(), attempt: delivery.attempt().get() }.emit();
-        }
         let start = Instant::now();
         let now = queue.pool.clock.now();
         match prepare(&queue, &delivery, now, start) {
-            Ok((route, cx)) => run(&queue, route, delivery, cx, None, start).await,
+            Ok((route, cx)) => {
+                if suspect {
+                    events::Isolated { run: run_of(&cx) }.emit();
+                }
+                run(&queue, route, delivery, cx, None, start).await;
+            }
             Err(refused) => {
                 let Refused { outcome, event, route } = *refused;
                 let route = route.as_ref().unwrap_or_else(|| queue.routes.default()).clone();
@@ -403,11 +405,8 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
             }
         }
     } else {
-        let (lane, bytes) = (delivery.lane(), delivery.message.size());
-        drop(delivery);
-        queue.lane_done(lane);
-        queue.pool.give(queue.index, 1);
-        queue.pool.remove_bytes(bytes);
+        queue.give_back(delivery);
+        return;
     }
     drop(alone);
     if suspect {
@@ -457,10 +456,13 @@ fn say_done(cx: &Context, took: Duration) {
     if !events::done_enabled() {
         return;
     }
+    events::Done { run: run_of(cx), took }.emit();
+}
+
+/// What a log line says of an attempt.
+fn run_of(cx: &Context) -> events::Run<'_> {
     let trace_id = cx.event().headers.get_str_ignore_case(TRACEPARENT).and_then(events::trace_id);
-    let run =
-        events::Run { queue: cx.queue(), job: cx.job(), event_id: cx.event_id(), attempt: cx.attempt(), trace_id };
-    events::Done { run, took }.emit();
+    events::Run { queue: cx.queue(), job: cx.job(), event_id: cx.event_id(), attempt: cx.attempt(), trace_id }
 }
 
 /// The handler has ended: its slot is free, then its outcome is settled.

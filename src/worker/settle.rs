@@ -7,9 +7,12 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::pool::Queue;
-use crate::broker::{Disposition, Settled, Settlement};
-use crate::message::{JobName, Reason};
+use crate::broker::{Channel, Disposition, Settled, Settlement};
+use crate::message::attribute::TRACEPARENT;
+use crate::message::record::Record;
+use crate::message::{JobName, Message, Origin, Reason, decode};
 use crate::telemetry::events;
+use crate::time::Timestamp;
 
 /// What is counted once a disposition is stored.
 enum Kind {
@@ -34,28 +37,75 @@ pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, bytes: usize) {
     } else {
         Kinds::Mixed(settlements.iter().map(|settlement| kind(queue, settlement)).collect())
     };
+    let subjects = subjects(queue, &settlements);
     let began = Instant::now();
     queue.settling(count);
     let mut settling = queue.settler.settle(settlements);
     if let Some(results) = (&mut settling).now_or_never() {
-        account(queue, &kinds, &results, bytes, began);
+        account(queue, &kinds, &subjects, &results, bytes, began);
         return;
     }
     let queue = queue.clone();
     let tasks = queue.pool.tasks.clone();
     tokio::spawn(tasks.track_future(async move {
         let results = settling.await;
-        account(&queue, &kinds, &results, bytes, began);
+        account(&queue, &kinds, &subjects, &results, bytes, began);
     }));
 }
 
 /// Settles one delivery; resolves when it is confirmed or cannot be any more.
 pub async fn one(queue: &Arc<Queue>, settlement: Settlement, bytes: usize) {
     let kinds = Kinds::Mixed(vec![kind(queue, &settlement)]);
+    let settlements = vec![settlement];
+    let subjects = subjects(queue, &settlements);
     let began = Instant::now();
     queue.settling(1);
-    let results = queue.settler.settle(vec![settlement]).await;
-    account(queue, &kinds, &results, bytes, began);
+    let results = queue.settler.settle(settlements).await;
+    account(queue, &kinds, &subjects, &results, bytes, began);
+}
+
+/// What a settlement was about, kept for the line that says it was not stored.
+struct Subject {
+    message: Message,
+    channel: Arc<Channel>,
+    seq: u64,
+    at: Timestamp,
+    record: Option<Box<Record>>,
+}
+
+/// None where the broker stores every settlement at once.
+fn subjects(queue: &Queue, settlements: &[Settlement]) -> Vec<Subject> {
+    if queue.settler.unconfirmed_limit() == usize::MAX {
+        return Vec::new();
+    }
+    let subject = |Settlement { delivery, .. }: &Settlement| Subject {
+        message: delivery.message.clone(),
+        channel: delivery.channel.clone(),
+        seq: delivery.seq,
+        at: delivery.at,
+        record: delivery.record.clone(),
+    };
+    settlements.iter().map(subject).collect()
+}
+
+impl Subject {
+    /// Calls `say` with what a log line says of it.
+    fn tell(&self, queue: &Queue, say: impl FnOnce(events::Run<'_>)) {
+        let record = self.record.as_deref();
+        let named = record.and_then(|record| record.job.as_ref());
+        let origin = Origin { place: &self.channel.place, seq: self.seq, at: self.at };
+        let event_id = match decode(&self.message, &origin, record) {
+            Ok(event) => event.id.to_string(),
+            Err(_) => origin.event_id(),
+        };
+        say(events::Run {
+            queue: queue.name(),
+            job: named.unwrap_or(&queue.routes.default().job),
+            event_id: &event_id,
+            attempt: record.map_or(1, |record| record.attempt.get()),
+            trace_id: self.message.headers.get_str_ignore_case(TRACEPARENT).and_then(events::trace_id),
+        });
+    }
 }
 
 fn kind(queue: &Queue, settlement: &Settlement) -> Kind {
@@ -71,7 +121,7 @@ fn kind(queue: &Queue, settlement: &Settlement) -> Kind {
     }
 }
 
-fn account(queue: &Queue, kinds: &Kinds, results: &[Settled], bytes: usize, began: Instant) {
+fn account(queue: &Queue, kinds: &Kinds, subjects: &[Subject], results: &[Settled], bytes: usize, began: Instant) {
     queue.meter.observe_settle(began.elapsed(), results.len());
     match kinds {
         Kinds::AllDone(count) if results.iter().all(|result| *result == Settled::Stored) => {
@@ -80,6 +130,15 @@ fn account(queue: &Queue, kinds: &Kinds, results: &[Settled], bytes: usize, bega
         Kinds::AllDone(_) => results.iter().for_each(|result| account_one(queue, &Kind::Done, result)),
         Kinds::Mixed(kinds) => {
             kinds.iter().zip(results).for_each(|(kind, result)| account_one(queue, kind, result));
+        }
+    }
+    for (subject, result) in subjects.iter().zip(results) {
+        match result {
+            Settled::Stored => {}
+            Settled::Stale => subject.tell(queue, |run| events::StaleSettlement { run }.emit()),
+            Settled::Unconfirmed(error) => {
+                subject.tell(queue, |run| events::SettlementUnconfirmed { run, error }.emit());
+            }
         }
     }
     queue.settled(results.len(), bytes);
@@ -98,8 +157,6 @@ fn account_one(queue: &Queue, kind: &Kind, result: &Settled) {
             queue.counts.dead.fetch_add(1, Ordering::Relaxed);
             queue.meter.add_dead(job, *reason);
         }
-        (Settled::Stored, Kind::Released) => {}
-        (Settled::Stale, _) => events::StaleSettlement { queue: queue.name() }.emit(),
-        (Settled::Unconfirmed(error), _) => events::SettlementUnconfirmed { queue: queue.name(), error }.emit(),
+        (Settled::Stored, Kind::Released) | (Settled::Stale | Settled::Unconfirmed(_), _) => {}
     }
 }

@@ -16,6 +16,7 @@ use crate::broker::{
 use crate::client::Client;
 use crate::handler::{Context, Error, Registry, Shared};
 use crate::message::{JobName, Message, Namespace, Reason, Topic};
+use crate::telemetry::log;
 use crate::worker::retry::Policy;
 
 /// A worker with one queue a name, on topic `t`.
@@ -34,15 +35,29 @@ struct Setup {
     timeout: Duration,
     ordered: bool,
     bytes: usize,
-    overtaken: Vec<Overtaken>,
+    trouble: Troubled,
 }
 
-/// A settler whose broker has a retention.
-struct Overtaking(Arc<dyn Settler>, Mutex<Vec<Overtaken>>);
+/// What a broker says that memory never does.
+#[derive(Clone, Default)]
+struct Troubled {
+    /// What its retention removed.
+    overtaken: Vec<Overtaken>,
+    /// What it answers to every settlement, though it stores it.
+    settled: Option<Settled>,
+}
 
-impl Settler for Overtaking {
+/// A settler with troubles.
+struct Settling(Arc<dyn Settler>, Mutex<Troubled>);
+
+impl Settler for Settling {
     fn settle(&self, batch: Vec<Settlement>) -> BoxFuture<'static, Vec<Settled>> {
-        self.0.settle(batch)
+        let answer = self.1.lock().settled.clone();
+        let settling = self.0.settle(batch);
+        Box::pin(async move {
+            let settled = settling.await;
+            settled.into_iter().map(|settled| answer.clone().unwrap_or(settled)).collect()
+        })
     }
 
     fn mark<'a>(&'a self, starting: &'a [&'a Delivery]) -> BoxFuture<'a, Vec<bool>> {
@@ -50,7 +65,7 @@ impl Settler for Overtaking {
     }
 
     fn unconfirmed_limit(&self) -> usize {
-        self.0.unconfirmed_limit()
+        if self.1.lock().settled.is_some() { 100 } else { self.0.unconfirmed_limit() }
     }
 
     fn trouble(&self) -> Option<Trouble> {
@@ -58,7 +73,7 @@ impl Settler for Overtaking {
     }
 
     fn overtaken(&self) -> Vec<Overtaken> {
-        std::mem::take(&mut self.1.lock())
+        std::mem::take(&mut self.1.lock().overtaken)
     }
 }
 
@@ -73,7 +88,7 @@ impl Setup {
             timeout: Duration::from_secs(60),
             ordered: false,
             bytes: 1 << 20,
-            overtaken: Vec::new(),
+            trouble: Troubled::default(),
         }
     }
 
@@ -114,7 +129,7 @@ impl Setup {
             let names = self.registry.names();
             let routes = names.iter().filter(|name| self.registry.get(name).is_some()).map(route).collect();
             let mut opened = broker.open(&spec).await.expect("memory");
-            opened.settler = Arc::new(Overtaking(opened.settler, Mutex::new(self.overtaken.clone())));
+            opened.settler = Arc::new(Settling(opened.settler, Mutex::new(self.trouble.clone())));
             queues.push(QueueConfig {
                 weight: 1,
                 unroutable_after: Duration::from_secs(10),
@@ -599,7 +614,11 @@ async fn an_unknown_job_is_put_back_and_then_a_dead_letter() {
 async fn what_was_overtaken_is_counted_once() {
     let lost = |events| Overtaken { place: "the stream orders, 4 to 6".to_owned(), events };
     let setup = Setup::new(logging(&Log::default(), |_| None));
-    let setup = Setup { queues: vec![("overtaken", 4)], overtaken: vec![lost(3), lost(2)], ..setup };
+    let setup = Setup {
+        queues: vec![("overtaken", 4)],
+        trouble: Troubled { overtaken: vec![lost(3), lost(2)], ..Troubled::default() },
+        ..setup
+    };
     let rig = setup.start().await;
     let counted = |count: u32| {
         crate::telemetry::exposition::render()
@@ -609,4 +628,26 @@ async fn what_was_overtaken_is_counted_once() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(counted(5), "each loss is said once");
     rig.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_settlement_that_was_not_stored_says_whose_it_was() {
+    for (answer, queue) in [(Settled::Stale, "stale"), (Settled::Unconfirmed("cut off".to_owned()), "unconfirmed")] {
+        let (_guard, lines) = log::capture("warn");
+        let setup = Setup::new(logging(&Log::default(), |n| (n < 2).then(|| Error::retry("io", "no"))));
+        let trouble = Troubled { settled: Some(answer), ..Troubled::default() };
+        let rig = Setup { queues: vec![(queue, 4)], trouble, ..setup }.start().await;
+        rig.publish("1").await;
+        rig.until_empty().await;
+        rig.leave().await;
+        let lines = lines.lock();
+        let of = |attempt: u32| {
+            let said =
+                |line: &&String| line.contains("\"settlement ") && line.contains(&format!("\"attempt\":{attempt}"));
+            lines.iter().find(said).unwrap_or_else(|| panic!("nothing is said of attempt {attempt}: {lines:?}"))
+        };
+        for line in [of(1), of(2)] {
+            assert!(line.contains("\"job\":\"job\"") && line.contains("\"event_id\":\"memory:t:1\""), "{line}");
+        }
+    }
 }
