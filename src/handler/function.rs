@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::{Context, Error, Handler, Output};
 use crate::message::{Event, Malformed};
@@ -194,8 +194,16 @@ impl Arguments for Event {
 }
 
 fn arguments<A: Arguments>(cx: &Context) -> Result<A, Error> {
-    A::read(cx.event())
-        .map_err(|malformed| Error::malformed(format_args!("arguments do not fit job {}: {malformed}", cx.job())))
+    A::read(cx.event()).map_err(|malformed| {
+        let (data, job) = (&cx.event().data, cx.job());
+        // Bytes that are no JSON at all are another fault than JSON of another shape, and another person's.
+        match serde_json::from_slice::<IgnoredAny>(data) {
+            Err(error) if !data.is_empty() => {
+                Error::malformed(format_args!("the body is not JSON, which job {job} takes: {error}"))
+            }
+            _ => Error::malformed(format_args!("arguments do not fit job {job}: {malformed}")),
+        }
+    })
 }
 
 fn output<T: Serialize>(result: &T, wanted: bool) -> Result<Output, Error> {

@@ -234,6 +234,14 @@ mod tests {
         }
         let error = run("doubled", None, b"{}").await.expect_err("a field is missing");
         assert_eq!(error.message(), "arguments do not fit job job: missing field `report_id` at line 1 column 2");
+        let error = run("doubled", None, b"").await.expect_err("nothing is there");
+        assert!(error.message().starts_with("arguments do not fit job job: "), "{}", error.message());
+        for (job, content_type) in [("doubled", None), ("length", Some("application/json")), ("log", Some("text/json"))]
+        {
+            let error = run(job, content_type, b"{\"report_id\":\n7,}").await.expect_err("no JSON");
+            let expected = "the body is not JSON, which job job takes: key must be a string at line 2 column 3";
+            assert_eq!(error.message(), expected, "{job}");
+        }
     }
 
     #[test]
