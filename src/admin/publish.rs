@@ -10,7 +10,7 @@ use super::Context;
 use super::extract::{Asked, InQueue, InTopic, Payload, duration, time};
 use super::incoming::{self, Defaults, Incoming};
 use super::problem::Problem;
-use super::shape::{Enqueued, Published};
+use crate::broker::shape::{Enqueued, Published};
 use crate::broker::{self, Broker, Destination, Publication};
 use crate::message::{JobName, QueueName, Topic};
 
@@ -39,7 +39,7 @@ pub(super) async fn publish(
     let incoming = read(&context, &**broker, &headers, body, topic.as_str(), &source)?;
     let id = incoming.id.clone();
     let queues = store(&**broker, incoming, Destination::Topic(topic.clone())).await?.queues;
-    Ok((StatusCode::ACCEPTED, Json(Published { id, topic: topic.to_string(), queues })))
+    Ok((StatusCode::ACCEPTED, Json(Published { id: Some(id), topic: topic.to_string(), queues })))
 }
 
 /// Which job, and when.

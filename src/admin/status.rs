@@ -5,7 +5,8 @@ use axum::extract::State;
 
 use super::Context;
 use super::problem::Problem;
-use super::shape::{QueueStatus, Status, Worker};
+use super::shape::{Status, Worker};
+use crate::broker::shape::QueueStatus;
 use crate::worker::handle::Running;
 
 #[utoipa::path(get, path = "/api/v1/status", tag = "worker", responses(
@@ -19,7 +20,7 @@ pub(super) async fn status(State(context): State<Context>) -> Result<Json<Status
     let here = context.worker().map(|worker| worker.queues()).unwrap_or_default();
     Ok(Json(Status {
         broker: broker.address().to_owned(),
-        queues: queues.into_iter().map(QueueStatus::from).collect(),
+        queues: queues.iter().map(QueueStatus::from).collect(),
         worker: Worker {
             draining: context.shutdown().intake.is_cancelled(),
             queues: here.into_iter().map(Into::into).collect(),

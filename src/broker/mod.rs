@@ -25,6 +25,7 @@ mod memory;
 mod nats;
 pub mod redrive;
 pub mod selector;
+pub mod shape;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod yardstick;

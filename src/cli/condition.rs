@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::shape::QueueStatus;
+use crate::broker::shape::QueueStatus;
 use crate::time::{format_duration, parse_duration};
 
 /// One condition on one figure.

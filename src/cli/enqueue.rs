@@ -9,10 +9,9 @@ use super::event::{self, Flags, Sender};
 use super::fault::Fault;
 use super::publish::count;
 use super::session::{Connection, Session, did_you_mean};
-use super::shape;
 use super::table::counted;
 use super::when::rfc3339;
-use crate::broker::Role;
+use crate::broker::{Role, shape};
 use crate::client::Client;
 use crate::message::{JobName, QueueName};
 use crate::time::{Clock, Timestamp, parse_duration};
@@ -86,7 +85,7 @@ pub fn run(session: Session, arguments: Arguments) -> Done {
         event::send(&sender, bodies, arguments.flags.skip, &mut out, session.global.quiet, |out, publication, _| {
             if session.json() {
                 let not_before = not_before.map(Timestamp::to_rfc3339);
-                out.json(&shape::Enqueued { id: &publication.id, queue: queue.as_str(), not_before })
+                out.json(&shape::Enqueued { id: publication.id.clone(), queue: queue.to_string(), not_before })
             } else {
                 out.line(&publication.id)
             }

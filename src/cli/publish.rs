@@ -9,9 +9,9 @@ use super::Done;
 use super::event::{self, Bodies, Flags, Sender};
 use super::fault::{FAILED, Fault};
 use super::session::{Connection, Session, did_you_mean};
-use super::shape;
 use super::table::counted;
 use crate::broker::Role;
+use crate::broker::shape;
 use crate::client::Client;
 use crate::message::Topic;
 
@@ -89,7 +89,11 @@ pub fn run(session: Session, arguments: Arguments) -> Done {
                 // A bare event gets its id from where it lies; what no queue hears lies nowhere.
                 let id = if arguments.bare { published.id.as_deref() } else { Some(publication.id.as_str()) };
                 if session.json() {
-                    out.json(&shape::Published { id, topic: arguments.topic.as_str(), queues: published.queues })
+                    out.json(&shape::Published {
+                        id: id.map(str::to_owned),
+                        topic: arguments.topic.to_string(),
+                        queues: published.queues,
+                    })
                 } else {
                     out.line(id.unwrap_or("-"))
                 }
@@ -130,7 +134,7 @@ fn dry_run(session: &Session, arguments: &Arguments, bodies: Bodies) -> Done {
         session.note(format_args!("dry run: {} would be published to {topic}", counted(count, "event")));
         if session.json() {
             let mut out = session.output();
-            out.json(&shape::Published { id: arguments.flags.id.as_deref(), topic, queues: heard_by })?;
+            out.json(&shape::Published { id: arguments.flags.id.clone(), topic: topic.to_owned(), queues: heard_by })?;
             out.flush()?;
         }
         Ok(ExitCode::SUCCESS)

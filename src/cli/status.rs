@@ -14,7 +14,7 @@ use super::session::{Connection, Session};
 use super::shape;
 use super::table::{Table, count, number, plain, text};
 use super::when;
-use crate::broker::{QueueStatus, Role};
+use crate::broker::{self, QueueStatus, Role};
 use crate::message::QueueName;
 use crate::time::parse_duration;
 
@@ -58,7 +58,7 @@ pub fn run(session: Session, arguments: Arguments) -> Done {
             queues.sort_by(|a, b| a.name.cmp(&b.name));
             let status = shape::Status {
                 broker: connection.broker.address().to_owned(),
-                queues: queues.iter().map(shape::QueueStatus::from).collect(),
+                queues: queues.iter().map(broker::shape::QueueStatus::from).collect(),
             };
             if session.json() {
                 out.json(&status)?;

@@ -7,13 +7,13 @@ use futures_util::StreamExt;
 
 use super::{MaybeQueue, Selectors};
 use crate::broker::letter::Line;
+use crate::broker::shape::Imported;
 use crate::broker::{DeadLetters, Letter, Role};
 use crate::cli::Done;
 use crate::cli::fault::{FAILED, Fault, UNAVAILABLE};
 use crate::cli::input::{self, Input};
 use crate::cli::output::{self, shown};
 use crate::cli::session::{Connection, Session, did_you_mean};
-use crate::cli::shape::Imported;
 use crate::cli::table::grouped;
 use crate::message::QueueName;
 use crate::time::Clock;
