@@ -4,7 +4,7 @@
 //! It is there before the broker is: [`start`] comes first in the life of a worker, the [`Context`] is filled as
 //! broker and worker come to exist, and until then `/health` is 200, `/ready` 503 and the API 503.
 //!
-//! Reading order: [`Context`] is what the port can see; `guard` decides who may ask; `health` is what probes and
+//! Reading order: [`Context`] is what the port can see; `serve` bounds connections; `guard` decides who may ask; `health` is what probes and
 //! scrapers read; `status`, `publish`, `control`,
 //! `letters` and `redrive` are the API; [`openapi`] describes it. All errors are
 //! [problem documents](problem::Problem).
@@ -14,6 +14,8 @@
 //! [`Shutdown`](crate::shutdown::Shutdown) offer.
 
 mod context;
+
+mod serve;
 
 mod guard;
 
@@ -46,12 +48,10 @@ pub mod openapi;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post, put};
-use axum::serve::ListenerExt;
 use tokio_util::sync::CancellationToken;
 
 pub use context::Context;
@@ -109,9 +109,6 @@ impl Error {
 /// How many ports after the default one are tried.
 const NEXT_PORTS: u16 = 100;
 
-/// What answers still under way are given when the port closes.
-const LAST_ANSWERS: Duration = Duration::from_millis(200);
-
 /// Opens the port and serves it on a thread of its own until [`Running`] is dropped. `None` where it is turned off.
 pub fn start(config: &Config, context: Context) -> Result<Option<Running>, Error> {
     let Some(listen) = config.listen else { return Ok(None) };
@@ -138,7 +135,7 @@ pub fn start(config: &Config, context: Context) -> Result<Option<Running>, Error
     let serving = stop.clone();
     let thread = std::thread::Builder::new()
         .name("windlass-admin".to_owned())
-        .spawn(move || runtime.block_on(serve(listener, router, serving)))
+        .spawn(move || runtime.block_on(serve::run(listener, router, serve::Limits::default(), serving)))
         .map_err(system)?;
     Ok(Some(Running { address, stop, thread: Some(thread) }))
 }
@@ -208,18 +205,4 @@ fn router(context: Context, listen: IpAddr, tokens: Option<Tokens>) -> Router {
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
         .layer(axum::middleware::from_fn_with_state(guard, guard::check))
         .with_state(context)
-}
-
-async fn serve(listener: tokio::net::TcpListener, router: Router, stop: CancellationToken) {
-    let listener = listener.tap_io(|connection| {
-        // Without it answers may be some milliseconds later; nothing is lost.
-        let _ = connection.set_nodelay(true);
-    });
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-    // The served side first: it may be done before the time is up. Connections kept alive would never end it.
-    tokio::select! {
-        biased;
-        _ = served => {}
-        () = async { stop.cancelled().await; tokio::time::sleep(LAST_ANSWERS).await } => {}
-    }
 }
