@@ -385,7 +385,10 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
     } else if delivery.condemned || !delivery.needs_mark {
         true
     } else {
-        queue.settler.mark(&[&delivery]).await == [true]
+        let asked = Instant::now();
+        let marked = queue.settler.mark(&[&delivery]).await == [true];
+        // A process that was frozen past its lease meanwhile owns it no more.
+        marked && asked.elapsed() < queue.pool.lease
     };
     if may_run {
         let start = Instant::now();

@@ -121,4 +121,6 @@ macro_rules! stories {
 stories! {
     #[cfg(feature = "sqlite")]
     sqlite: subject::Sqlite,
+    #[cfg(feature = "nats")]
+    nats: subject::Nats,
 }

@@ -244,7 +244,33 @@ pub fn judge(story: &Story) -> Verdict {
         what: format!("job {number} ran on {queue}, which was never to have it"),
     }));
     verdict.findings.sort_by_key(|finding| finding.rule);
+    for finding in &mut verdict.findings {
+        finding.what.push_str(&history(story, &runs, &finding.what));
+    }
     verdict
+}
+
+/// All that happened to a job, for whoever has to find out why; times from the first record on.
+fn history(story: &Story, runs: &Runs, what: &str) -> String {
+    let mut words = what.split([' ', ':']);
+    let (Some("job"), Some(number), Some("of"), Some(queue)) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return String::new();
+    };
+    let id = (queue.to_owned(), number.parse().unwrap_or(0));
+    let begun = story.records.iter().map(|record| record.at).min().unwrap_or(0);
+    let since = |at: u64| at.saturating_sub(begun) as f64 / 1e9;
+    let mut lines: Vec<(u64, String)> = Vec::new();
+    for run in runs.get(&id).into_iter().flatten() {
+        let Run { attempt, pid, start, how, .. } = run;
+        let end = if run.end == u64::MAX { f64::INFINITY } else { since(run.end) };
+        lines.push((*start, format!("{:.3}-{end:.3} attempt {attempt} at {pid}: {how:?}", since(*start))));
+    }
+    for Fault { pid, from, to, kind } in &story.faults {
+        lines.push((*from, format!("{:.3}-{:.3} {kind:?} {pid:?}", since(*from), since(*to))));
+    }
+    lines.sort();
+    lines.into_iter().map(|(_, line)| format!("\n      {line}")).collect()
 }
 
 impl Verdict {

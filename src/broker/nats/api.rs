@@ -163,12 +163,12 @@ impl Api {
         let deadline = tokio::time::Instant::now() + self.link.timeout;
         let mut delay = Duration::from_millis(20);
         loop {
+            // What is asked here may be asked twice; a question, or its answer, is lost with a connection.
             let error = match self.once(verb, payload.clone(), deadline).await {
-                Err(error @ (Error::Request(RequestError::NoResponders(_)) | Error::Server { code: 503, .. }))
-                    if !code::NOT_ENABLED.contains(&error.err_code()) =>
-                {
-                    error
-                }
+                Err(
+                    error @ (Error::Request(RequestError::NoResponders(_) | RequestError::TimedOut(_))
+                    | Error::Server { code: 503, .. }),
+                ) if !code::NOT_ENABLED.contains(&error.err_code()) => error,
                 done => return done,
             };
             if tokio::time::Instant::now() + delay >= deadline {
@@ -181,6 +181,7 @@ impl Api {
 
     async fn once(&self, verb: &str, payload: Bytes, deadline: tokio::time::Instant) -> Result<Value, Error> {
         let left = deadline.saturating_duration_since(tokio::time::Instant::now()).max(Duration::from_millis(50));
+        let left = left.min((self.link.timeout / 3).max(Duration::from_secs(1)));
         let answer = self.link.request(format!("$JS.API.{verb}"), None, payload, left).await?;
         let value: Value = serde_json::from_slice(&answer.payload).map_err(|e| Error::Answer(e.to_string()))?;
         match value.get("error") {

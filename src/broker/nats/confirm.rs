@@ -131,6 +131,11 @@ impl<T: Clone> Confirm<T> {
         Some(Flight { ticket: self.next, items })
     }
 
+    /// When a flight that is still on its way was sent.
+    pub fn sent(&self, ticket: u64) -> Option<Moment> {
+        self.flying.get(&ticket).map(|flying| flying.since)
+    }
+
     /// The reply to `ticket` came. `status`: it carried one, which says that nobody stored anything. `epoch`: the
     /// number of connections made by now. `None`: a flight that was landed already.
     pub fn replied(&mut self, ticket: u64, status: bool, epoch: u64) -> Option<Verdict<T>> {

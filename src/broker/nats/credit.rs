@@ -47,6 +47,7 @@ pub enum End {
 struct Open {
     id: u64,
     batch: usize,
+    sent: Moment,
     over: Moment,
 }
 
@@ -60,6 +61,9 @@ pub struct Credit {
     asked: Option<Moment>,
     not_before: Moment,
     refusals: u32,
+    since: Moment,
+    /// A request was held to be over whose end was never told: its messages may still be on their way.
+    untold: bool,
 }
 
 impl Credit {
@@ -78,7 +82,10 @@ impl Credit {
         }
         self.next_id += 1;
         self.asked.get_or_insert(now);
-        self.open.push(Open { id: self.next_id, batch: lacking, over: now + EXPIRES + GRACE });
+        if self.open.is_empty() && !self.untold {
+            self.since = now;
+        }
+        self.open.push(Open { id: self.next_id, batch: lacking, sent: now, over: now + EXPIRES + GRACE });
         self.outstanding += lacking;
         Some(Pull { id: self.next_id, batch: lacking })
     }
@@ -93,9 +100,26 @@ impl Credit {
         }
     }
 
-    /// The server said that it is still there.
-    pub fn heartbeat(&mut self) {
+    /// The server said that the request `id` still lives.
+    pub fn heartbeat(&mut self, id: u64) {
         self.asked = None;
+        if let Some(sent) = self.open.iter().find(|open| open.id == id).map(|open| open.sent) {
+            self.heard(sent);
+        }
+    }
+
+    /// Something came that the server said after `sent`: what comes from now on was sent to us after that, too.
+    pub fn heard(&mut self, sent: Moment) {
+        if sent > self.since {
+            self.since = sent;
+            self.untold = false;
+        }
+    }
+
+    /// The earliest moment at which the server may have sent what comes now. A lease begins then, not when a process
+    /// that was frozen, or a slow network, gets round to it.
+    pub fn since(&self) -> Moment {
+        self.since
     }
 
     /// A status ended the request `id`.
@@ -107,6 +131,7 @@ impl Credit {
         }
         let Some(at) = self.open.iter().position(|open| open.id == id) else { return };
         let open = self.open.remove(at);
+        self.heard(open.sent);
         let unused = match end {
             End::Over { unused } => unused.unwrap_or(open.batch),
             End::Refused => {
@@ -128,6 +153,7 @@ impl Credit {
         self.outstanding = 0;
         self.not_before = Moment::ZERO;
         self.asked = None;
+        self.untold = false;
     }
 
     /// Closes requests whose end was never told. Returns whether the consumer has been silent for too long: then it
@@ -135,6 +161,7 @@ impl Credit {
     pub fn tick(&mut self, now: Moment) -> bool {
         let before = self.open.len();
         self.open.retain(|open| now < open.over);
+        self.untold |= self.open.len() < before;
         if self.open.is_empty() && before > 0 {
             self.outstanding = 0;
         }
@@ -267,6 +294,63 @@ mod tests {
             }
         }
 
+        /// However late we read: what comes was sent by the server no earlier than [`Credit::since`].
+        #[test]
+        fn nothing_is_older_than_it_is_held_to_be(steps in proptest::collection::vec(step(), 0..300)) {
+            enum Wire { Message, Over(u64, usize) }
+            let mut credit = Credit::default();
+            let mut server: Vec<(u64, usize, Moment)> = Vec::new();
+            let mut pipe: std::collections::VecDeque<(Moment, Wire)> = std::collections::VecDeque::new();
+            let mut now = Moment::ZERO;
+            for step in steps {
+                match step {
+                    Step::Ask(target) => {
+                        credit.tick(now);
+                        if let Some(pull) = credit.ask(target, now) {
+                            server.push((pull.id, pull.batch, now + EXPIRES));
+                        }
+                    }
+                    // The server sends ..
+                    Step::Deliver | Step::Refuse(_) => {
+                        if let Some(head) = server.first_mut() {
+                            head.1 -= 1;
+                            pipe.push_back((now, Wire::Message));
+                            server.retain(|open| open.1 > 0);
+                        }
+                    }
+                    Step::Wait(ms) => {
+                        now += Duration::from_millis(ms);
+                        for (id, left, at) in server.extract_if(.., |open| open.2 <= now) {
+                            pipe.push_back((at, Wire::Over(id, left)));
+                        }
+                    }
+                    // .. and we read, some time.
+                    Step::Expire(n) => {
+                        for _ in 0..=n * 4 {
+                            match pipe.pop_front() {
+                                Some((sent, Wire::Message)) => {
+                                    prop_assert!(credit.since() <= sent, "{:?} {:?}", credit.since(), sent);
+                                    credit.received();
+                                }
+                                Some((_, Wire::Over(id, left))) => credit.ended(id, End::Over { unused: Some(left) }, now),
+                                None => {}
+                            }
+                        }
+                    }
+                    Step::Lose => {
+                        server.clear();
+                        pipe.clear();
+                        credit.ended(0, End::Lost, now);
+                    }
+                    Step::Reconnect => {
+                        server.clear();
+                        pipe.clear();
+                        credit.forget();
+                    }
+                }
+            }
+        }
+
         /// Whatever the server leaves unsaid: after the last request's time the credit is free again.
         #[test]
         fn nothing_is_believed_in_for_ever(asks in proptest::collection::vec(1usize..50, 1..10), served in 0usize..60) {
@@ -308,7 +392,7 @@ mod tests {
             now += EXPIRES / 2;
         }
         assert!(credit.tick(now), "asked again and again, and never heard");
-        credit.heartbeat();
+        credit.heartbeat(1);
         assert!(!credit.tick(now));
     }
 

@@ -1,7 +1,7 @@
 //! What is in hand: deliveries that were received and are not settled, and their leases. No I/O, no clock.
 //!
-//! A lease runs from the moment a message was received, or from the moment a renewal was *sent* that the server
-//! answered; it ends `lease` later. Until then the server gives the message to nobody else. After it nothing may be
+//! A lease runs from the earliest moment at which the server may have sent a message, or from the moment a renewal
+//! was *sent* that the server answered; it ends `lease` later. Until then the server gives the message to nobody else. After it nothing may be
 //! sent but a success: a late refusal would hand out a third time what somebody else is working on.
 //!
 //! A message that comes again while it is in hand joins: its newer reply subject and lease replace the old ones. One
@@ -52,6 +52,8 @@ pub enum Arrival {
     Joined,
     /// It was done here: acknowledge it again.
     Done,
+    /// It was on its way for so long that its lease may have ended: it is somebody else's, or comes again.
+    Late,
 }
 
 /// The deliveries in hand.
@@ -79,23 +81,26 @@ impl<R: Clone> Hand<R> {
         self.held.len()
     }
 
-    /// A message came.
-    pub fn arrive(&mut self, key: Key, reply: R, stored: i64, epoch: u64, now: Moment) -> Arrival {
+    /// A message came that the server sent us at `since` or later: its lease began then.
+    pub fn arrive(&mut self, key: Key, reply: R, stored: i64, epoch: u64, since: Moment, now: Moment) -> Arrival {
+        let ends = since + self.lease;
+        if now >= ends {
+            return Arrival::Late;
+        }
         if let Some(held) = self.held.get_mut(&key)
             && held.stored == stored
         {
             held.reply = reply;
             held.epoch = epoch;
             held.lost = false;
-            held.renewed = now;
-            held.ends = now + self.lease;
+            held.renewed = since;
+            held.ends = ends;
             return Arrival::Joined;
         }
         if !self.done.is_empty() && self.done.get(&key) == Some(&stored) {
             return Arrival::Done;
         }
-        let ends = now + self.lease;
-        self.held.insert(key, Held { reply, stored, epoch, stage: Stage::Owned, lost: false, ends, renewed: now });
+        self.held.insert(key, Held { reply, stored, epoch, stage: Stage::Owned, lost: false, ends, renewed: since });
         Arrival::New
     }
 
@@ -184,7 +189,7 @@ mod tests {
         fn leases_end_when_nobody_answers(answers in proptest::collection::vec(any::<bool>(), 1..60)) {
             let mut hand = Hand::new(LEASE);
             let key = Key(0, 1);
-            hand.arrive(key, (), 1, 1, Moment::ZERO);
+            hand.arrive(key, (), 1, 1, Moment::ZERO, Moment::ZERO);
             let (mut last_sure, mut answers) = (Moment::ZERO, answers.into_iter());
             let (mut now, mut renew, mut lost) = (Moment::ZERO, Vec::new(), Vec::new());
             'alive: loop {
@@ -223,24 +228,36 @@ mod tests {
     fn what_comes_again_joins_or_is_done() {
         let mut hand = Hand::new(LEASE);
         let key = Key(0, 7);
-        assert_eq!(hand.arrive(key, "a", 1, 1, Moment::ZERO), Arrival::New);
+        assert_eq!(hand.arrive(key, "a", 1, 1, Moment::ZERO, Moment::ZERO), Arrival::New);
         let (mut renew, mut lost) = (Vec::new(), Vec::new());
         hand.check(LEASE, &mut renew, &mut lost);
         assert_eq!(lost, [key]);
-        assert_eq!(hand.arrive(key, "b", 1, 2, LEASE), Arrival::Joined);
+        assert_eq!(hand.arrive(key, "b", 1, 2, LEASE, LEASE), Arrival::Joined);
         let held = hand.get(key).expect("in hand");
         assert_eq!((held.reply, held.lost, held.epoch), ("b", false, 2));
         hand.remove(key, true);
-        assert_eq!(hand.arrive(key, "c", 1, 2, LEASE), Arrival::Done);
-        assert_eq!(hand.arrive(key, "d", 2, 2, LEASE), Arrival::New, "the stream was made anew");
+        assert_eq!(hand.arrive(key, "c", 1, 2, LEASE, LEASE), Arrival::Done);
+        assert_eq!(hand.arrive(key, "d", 2, 2, LEASE, LEASE), Arrival::New, "the stream was made anew");
+    }
+
+    #[test]
+    fn what_was_too_long_on_its_way_is_not_ours() {
+        let mut hand = Hand::new(LEASE);
+        let key = Key(0, 7);
+        assert_eq!(hand.arrive(key, (), 1, 1, Moment::ZERO, LEASE), Arrival::Late);
+        assert!(hand.get(key).is_none());
+        assert_eq!(hand.arrive(key, (), 1, 1, Moment::ZERO, LEASE / 2), Arrival::New);
+        let (mut renew, mut lost) = (Vec::new(), Vec::new());
+        hand.check(LEASE / 2, &mut renew, &mut lost);
+        assert_eq!(renew, [key], "half of its lease is over already");
     }
 
     #[test]
     fn what_was_given_back_is_not_done() {
         let mut hand = Hand::new(LEASE);
         let key = Key(1, 7);
-        hand.arrive(key, (), 1, 1, Moment::ZERO);
+        hand.arrive(key, (), 1, 1, Moment::ZERO, Moment::ZERO);
         hand.remove(key, false);
-        assert_eq!(hand.arrive(key, (), 1, 1, Moment::ZERO), Arrival::New);
+        assert_eq!(hand.arrive(key, (), 1, 1, Moment::ZERO, Moment::ZERO), Arrival::New);
     }
 }

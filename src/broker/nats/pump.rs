@@ -39,6 +39,8 @@ const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
 const TURN: Duration = Duration::from_millis(100);
 /// Subjects of one consumer whose channel is kept.
 const CHANNELS: usize = 1_024;
+/// How far behind the last delivery that came here others may have got theirs when a server died.
+const DOUBTFUL: u64 = 4_096;
 
 /// One durable that is read.
 struct Consumer {
@@ -52,6 +54,10 @@ struct Consumer {
     /// Looks for it that found nothing, in a row; and whether one is under way.
     missing: u32,
     checking: bool,
+    /// The last message that came, by its sequence.
+    highest: u64,
+    /// Up to here a server that died may have forgotten what it had delivered and what was settled.
+    doubtful: u64,
 }
 
 struct Inbox {
@@ -95,6 +101,8 @@ pub struct Pump {
     tasks: JoinSet<Done>,
     preparing: usize,
     inbox: Option<Inbox>,
+    /// The server, and the first connection to it.
+    server: (String, u64),
     /// How often an inbox was made anew for silence since anything was heard.
     silences: u32,
     started: Instant,
@@ -134,6 +142,8 @@ impl Pump {
                 channels: HashMap::default(),
                 missing: 0,
                 checking: false,
+                highest: 0,
+                doubtful: 0,
             })
             .collect();
         let mut confirm = Confirm::new();
@@ -141,6 +151,7 @@ impl Pump {
         shared.set_limit(if single { GROUP * GROUPS } else { SINGLES });
         Self {
             hand: Hand::new(context.lease),
+            server: (context.link.client.server_info().server_id, 0),
             context,
             shared,
             commands,
@@ -245,10 +256,34 @@ impl Pump {
             consumer.credit.forget();
         }
         self.renewals.clear();
+        let server = self.context.link.client.server_info().server_id;
+        if server != self.server.0 {
+            self.server = (server, epoch);
+            self.forgotten();
+        }
         match self.context.link.client.subscribe(format!("{prefix}.*.*.*")).await {
             Ok(messages) => self.inbox = Some(Inbox { messages, prefix, epoch }),
             Err(error) => tracing::warn!(error = %error, "failed to subscribe to an inbox"),
         }
+    }
+
+    /// The server is another one, or was started again: it may have forgotten what it delivered last, and give it to
+    /// somebody else. What has not begun here does not begin: it comes again. It is not given back either, which
+    /// would take it from whoever has it by now.
+    fn forgotten(&mut self) {
+        for token in self.shared.take_back(|_| false) {
+            self.drop_from_hand(Key(token.0, token.1), false);
+        }
+        for consumer in &mut self.consumers {
+            consumer.doubtful = consumer.highest + DOUBTFUL;
+        }
+    }
+
+    /// Whether its lease has ended, or the server that delivered it may have forgotten that it did.
+    fn is_lost(&mut self, key: Key) -> bool {
+        let (now, shared) = (self.now(), &self.shared);
+        let held = self.hand.act(key, now, || shared.lose(Token(key.0, key.1)));
+        held.is_none_or(|held| held.lost || held.epoch < self.server.1)
     }
 
     async fn publish(&self, subject: Subject, payload: Bytes) {
@@ -267,8 +302,12 @@ impl Pump {
             Command::Release(token) => self.release(Key(token.0, token.1), NAK).await,
             Command::Mark(tokens, answer) => {
                 let context = self.context.clone();
-                let keys = tokens.iter().map(|token| Key(token.0, token.1));
-                let marks: Vec<(Key, Option<Mark>)> = keys.map(|key| (key, self.marks.get(&key).cloned())).collect();
+                let mut marks = Vec::with_capacity(tokens.len());
+                for key in tokens.iter().map(|token| Key(token.0, token.1)) {
+                    // One whose lease has ended is not ours to start, and needs no mark to be refused.
+                    let mark = if self.is_lost(key) { None } else { self.marks.get(&key).cloned() };
+                    marks.push((key, mark));
+                }
                 self.tasks.spawn(async move {
                     let starts = marks.into_iter().map(|(key, mark)| {
                         let context = context.clone();
@@ -384,7 +423,7 @@ impl Pump {
     async fn release(&mut self, key: Key, how: Bytes) {
         let (shared, now) = (&self.shared, self.now());
         let Some(held) = self.hand.act(key, now, || shared.lose(Token(key.0, key.1))) else { return };
-        let (lost, reply) = (held.lost, held.reply.clone());
+        let (lost, reply) = (held.lost || held.epoch < self.server.1, held.reply.clone());
         // On a lost connection it would wait and go out on the next one, when somebody else may have the job.
         if !lost && self.connected() {
             self.publish(reply, how).await;
@@ -398,7 +437,6 @@ impl Pump {
         }
         let now = self.now();
         let Some(epoch) = self.inbox.as_ref().map(|inbox| inbox.epoch) else { return came.clear() };
-        self.silences = 0;
         self.silences = 0;
         let mut fresh = Vec::with_capacity(came.len());
         for message in came.drain(..) {
@@ -424,12 +462,15 @@ impl Pump {
         consumer.credit.received();
         consumer.waiting = said.pending;
         consumer.missing = 0;
+        consumer.highest = consumer.highest.max(said.seq);
+        let (since, doubtful) = (consumer.credit.since(), said.seq <= consumer.doubtful);
         let key = Key(index as u64, said.seq);
         if self.stopping && self.hand.get(key).is_none() {
             self.publish(reply, NAK).await;
             return None;
         }
-        match self.hand.arrive(key, reply.clone(), said.stored, epoch, now) {
+        match self.hand.arrive(key, reply.clone(), said.stored, epoch, since, now) {
+            Arrival::Late => return None,
             Arrival::Joined => {
                 // A server that forgot the first delivery takes an acknowledgement of this one only.
                 if self.hand.get(key).is_some_and(|held| held.stage == Stage::Acknowledging) {
@@ -449,16 +490,15 @@ impl Pump {
         let token = Token(key.0, key.1);
         let mut delivery = Delivery::new(original, channel, said.seq, said.at(), token);
         let lane = self.consumers[index].lane;
-        if lane == Lane::Fresh && said.count == 1 {
+        if lane == Lane::Fresh && said.count == 1 && !doubtful {
             return Some(delivery);
         }
-        delivery.needs_mark = said.count > 1;
         delivery.redelivered = said.count > 1;
         let hop = super::names::hop(message.headers.as_ref());
         self.hops.insert(key, hop);
         self.preparing += 1;
         let context = self.context.clone();
-        let again = said.count > 1;
+        let again = said.count > 1 || doubtful;
         self.tasks.spawn(async move {
             Done::Prepared(key, prepare::prepare(&context, delivery, message.headers, lane, hop, again).await)
         });
@@ -493,6 +533,9 @@ impl Pump {
         match kind {
             "a" => {
                 let epoch = self.context.link.epoch();
+                if let Some(sent) = self.confirm.sent(id) {
+                    self.heard(sent);
+                }
                 match self.confirm.replied(id, failed, epoch) {
                     Some(Verdict::Confirmed(items)) => items.into_iter().for_each(|item| self.confirmed(item.token)),
                     Some(Verdict::Unknown(items)) => self.unknown(items, failed),
@@ -500,10 +543,11 @@ impl Pump {
                 }
             }
             "w" => {
-                if let Some((key, sent)) = self.renewals.remove(&id)
-                    && !failed
-                {
-                    self.hand.renewed(key, sent);
+                if let Some((key, sent)) = self.renewals.remove(&id) {
+                    self.heard(sent);
+                    if !failed {
+                        self.hand.renewed(key, sent);
+                    }
                 }
             }
             _ => {
@@ -514,6 +558,10 @@ impl Pump {
                 }
             }
         }
+    }
+
+    fn heard(&mut self, sent: Moment) {
+        self.consumers.iter_mut().for_each(|consumer| consumer.credit.heard(sent));
     }
 
     /// All that is left to do is to acknowledge it; the connection it came on.
@@ -557,7 +605,7 @@ impl Pump {
         let end = match status {
             100 => {
                 consumer.missing = 0;
-                return consumer.credit.heartbeat();
+                return consumer.credit.heartbeat(id);
             }
             404 | 408 => End::Over {
                 unused: wire::text(message.headers.as_ref(), header::UNUSED).and_then(|text| text.parse().ok()),
@@ -613,6 +661,10 @@ impl Pump {
             Done::Prepared(key, prepared) => {
                 self.preparing -= 1;
                 match prepared {
+                    Prepared::Run(delivery, ..) if self.is_lost(key) => {
+                        let _taken = delivery.settle(Disposition::Release).take();
+                        self.drop_from_hand(key, false);
+                    }
                     Prepared::Run(delivery, ..) if self.stopping => drop(delivery),
                     Prepared::Run(delivery, mark, part) => {
                         self.marks.extend(mark.map(|mark| (key, mark)));
@@ -668,7 +720,8 @@ impl Pump {
             Done::Marked(marked, answer) => {
                 let mut stored = Vec::with_capacity(marked.len());
                 for (key, result) in marked {
-                    stored.push(result.is_ok());
+                    // One whose lease ended meanwhile is not ours to start.
+                    stored.push(result.is_ok() && !self.is_lost(key));
                     match (result, self.marks.get_mut(&key)) {
                         (Ok(seq), Some(mark)) => {
                             mark.seq = seq.or(mark.seq);
@@ -716,10 +769,17 @@ impl Pump {
 
     async fn leases(&mut self, now: Moment) {
         if self.hand.len() == 0 {
-            return;
+            return self.shared.checked();
         }
         let (mut renew, mut lost) = (Vec::new(), Vec::new());
         self.hand.check(now, &mut renew, &mut lost);
+        if !lost.is_empty() {
+            let hand = &self.hand;
+            for token in self.shared.take_back(|token| hand.get(Key(token.0, token.1)).is_some_and(|held| !held.lost)) {
+                self.drop_from_hand(Key(token.0, token.1), false);
+            }
+        }
+        self.shared.checked();
         for key in lost {
             self.shared.lose(Token(key.0, key.1));
             // A success may still be sent and end the job, while there is somebody to send it to.

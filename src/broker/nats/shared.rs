@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -13,6 +14,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::broker::{
     Credit, Delivery, Disposition, Error, Lane, Leases, Lost, Settled, Settlement, Settler, Source, Token, Trouble,
 };
+
+/// Nothing is handed over where the pump has not looked at its leases for so long: the process was frozen, and what
+/// waits may be somebody else's by now.
+const STALE: Duration = Duration::from_millis(500);
 
 /// What the engine asks of the pump.
 pub enum Command {
@@ -57,6 +62,7 @@ pub struct Shared {
     broker: Mutex<Option<String>>,
     fatal: Mutex<Option<String>>,
     limit: AtomicUsize,
+    checked: Mutex<Instant>,
 }
 
 /// How much the pump may ask for.
@@ -86,6 +92,7 @@ impl Shared {
             broker: Mutex::default(),
             fatal: Mutex::default(),
             limit: AtomicUsize::new(limit),
+            checked: Mutex::new(Instant::now()),
         };
         (Arc::new(shared), receiver)
     }
@@ -111,6 +118,27 @@ impl Shared {
         }
         self.ready.notify_one();
         drop(late);
+    }
+
+    /// What waits to be handed over and is not `kept`, taken back; its tokens. It is not given back to the server.
+    pub fn take_back(&self, kept: impl Fn(Token) -> bool) -> Vec<Token> {
+        let mut inbound = self.inbound.lock();
+        let inbound = &mut *inbound;
+        let mut taken = Vec::new();
+        for queue in [&mut inbound.fresh, &mut inbound.retry] {
+            let (keep, back): (VecDeque<_>, VecDeque<_>) = queue.drain(..).partition(|next| kept(next.token));
+            *queue = keep;
+            taken.extend(back);
+        }
+        inbound.bytes -= taken.iter().map(|delivery| delivery.message.size()).sum::<usize>();
+        taken.into_iter().map(|delivery| delivery.settle(Disposition::Release).take().0.token).collect()
+    }
+
+    /// The pump has looked at all leases just now.
+    pub fn checked(&self) {
+        if std::mem::replace(&mut *self.checked.lock(), Instant::now()).elapsed() >= STALE {
+            self.ready.notify_one();
+        }
     }
 
     /// How much may be asked for, where `preparing` deliveries are being looked up. Bytes count by the largest that
@@ -219,6 +247,9 @@ impl NatsSource {
     fn take(&self, credit: Credit) -> Result<Vec<Delivery>, Error> {
         if let Some(why) = self.0.fatal.lock().clone() {
             return Err(Error::Refused(why));
+        }
+        if self.0.checked.lock().elapsed() >= STALE {
+            return Ok(Vec::new());
         }
         let mut inbound = self.0.inbound.lock();
         let inbound = &mut *inbound;
