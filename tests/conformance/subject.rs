@@ -95,7 +95,6 @@ impl Subject for Nats {
     const NAME: &'static str = "nats";
     const LEASE: Duration = Duration::from_secs(2);
     const ORDERED_HEADERS: bool = false;
-    const ORDERED_KEYS: bool = false;
 
     fn fresh() -> Option<Self> {
         let server = crate::support::nats::Nats::start(crate::support::nats::Release::New)?;

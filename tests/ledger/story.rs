@@ -319,7 +319,7 @@ fn config(address: &str, rules: &Rules, orders: bool) -> String {
     );
     let queue = |name: &str, topic: &str, order: &str| {
         format!(
-            "[queues.{name}]\ntopics = [\"{topic}\"]\njob = \"ledger\"\ntimeout = \"500ms\"\norder = \"{order}\"\n{retry}\n"
+            "[queues.{name}]\ntopics = [\"{topic}\"]\njob = \"ledger\"\ntimeout = \"1s\"\norder = \"{order}\"\n{retry}\n"
         )
     };
     format!(

@@ -9,3 +9,7 @@ mod security;
 mod moves;
 
 mod cluster;
+
+mod order;
+
+mod foreign;

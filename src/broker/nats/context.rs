@@ -13,9 +13,10 @@ use super::names::{self, Names};
 use super::part;
 use super::topology::Features;
 use super::wire::{self, header};
-use crate::broker::Queue;
+use crate::broker::{Delivery, Lane, Queue};
+use crate::message::headers::Builder;
 use crate::message::record::{self, Dead, Record};
-use crate::message::{Binding, Message};
+use crate::message::{Binding, Headers, Message};
 use crate::time::{Clock, Timestamp};
 
 /// Retries sooner than this are stored as due at once and put off by whoever receives them: a schedule is late by up
@@ -99,6 +100,28 @@ impl Context {
         part::store(&self.api, &subject, &tail, headers, body, deadline).await.map(drop)
     }
 
+    /// Stores what the next run of a job in key order is to be told; the job itself stays where it is.
+    pub async fn remember(&self, record: &Record, key: &str, hop: u64, deadline: Instant) -> Result<(), Error> {
+        let queue = &self.queue.name;
+        let mut headers =
+            wire::headers_out(&record::write(&Headers::new(), record, None, Binding::Dash)).map_err(Error::Answer)?;
+        headers.insert(header::MESSAGE_ID, format!("{queue}:{key}:held:{}:{hop}", record.attempt).as_str());
+        headers.insert(header::HOP, hop.to_string().as_str());
+        headers.insert(header::ROLLUP, "sub");
+        // What is left of a job whose worker died just then; longer than any job is retried.
+        headers.insert(header::TTL, "720h");
+        self.api.store(&self.names.record(queue, "held", key), headers, Bytes::new(), deadline).await.map(drop)
+    }
+
+    /// What was stored last by [`Context::remember`], and how many there were.
+    pub async fn remembered(&self, key: &str) -> Result<Option<(Record, u64)>, Error> {
+        let held = self.names.record(&self.queue.name, "held", key);
+        let Some(stored) = self.api.last(&self.names.work(), &held).await? else { return Ok(None) };
+        let headers = wire::headers_in(stored.headers.as_ref(), &mut Builder::default());
+        let read = record::read(&headers, Binding::Dash).map_err(|error| Error::Answer(error.to_string()))?;
+        Ok(Some((read.record, names::hop(stored.headers.as_ref()))))
+    }
+
     /// Stores a dead letter under its key, once.
     pub async fn bury(
         &self,
@@ -124,6 +147,17 @@ impl Context {
             futures_util::join!(self.api.last(&work, &run), self.api.last(&work, &wait), self.api.last(&dead, &letter));
         let later = |stored: Option<Stored>| stored.is_some_and(|stored| names::hop(stored.headers.as_ref()) > hop);
         Ok(later(run?) || later(wait?) || letter?.is_some())
+    }
+
+    /// Whether the server knows that a delivery is settled, as far as it can say: a work queue has no such message any
+    /// more; elsewhere only what lies below all that is unsettled is known.
+    pub async fn is_settled(&self, delivery: &Delivery) -> Result<bool, Error> {
+        if delivery.lane() == Lane::Retry {
+            return Ok(self.api.get(&self.names.work(), delivery.seq).await?.is_none());
+        }
+        let stream = delivery.channel.place.position.trim_start_matches("nats:");
+        let info = self.api.consumer(stream, &self.names.durable(&self.queue.name)).await?;
+        Ok(info.is_some_and(|info| info["ack_floor"]["stream_seq"].as_u64() >= Some(delivery.seq)))
     }
 
     /// Acknowledges, confirmed, a delivery that a record has replaced. One whose consumer or stream is gone, or whose

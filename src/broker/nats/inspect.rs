@@ -220,6 +220,8 @@ impl NatsInspect {
         let mut status = QueueStatus { name: queue.to_string(), ..QueueStatus::default() };
         let (mut ready, mut running) = (0, 0);
         let mut oldest: Option<Timestamp> = None;
+        // What was delivered of the records and is not settled lies between these.
+        let mut delivered = None;
         for (stream, fresh) in streams.iter().map(|s| (s.name.as_str(), true)).chain([(work.as_str(), false)]) {
             let Some(info) = inner.api.consumer(stream, &durable).await? else {
                 if fresh {
@@ -229,7 +231,12 @@ impl NatsInspect {
             };
             let pending = info["num_pending"].as_u64().unwrap_or(0);
             ready += pending;
-            running += info["num_ack_pending"].as_u64().unwrap_or(0);
+            let unsettled = info["num_ack_pending"].as_u64().unwrap_or(0);
+            running += unsettled;
+            let at = |place: &str| info[place]["stream_seq"].as_u64().unwrap_or(0);
+            if !fresh && unsettled > 0 {
+                delivered = Some((at("ack_floor") + 1, at("delivered")));
+            }
             if pending > 0 {
                 let from = info["delivered"]["stream_seq"].as_u64().unwrap_or(0) + 1;
                 for filter in filters(&info) {
@@ -238,7 +245,7 @@ impl NatsInspect {
                 }
             }
         }
-        let waiting = self.waiting(queue, now).await?;
+        let waiting = self.waiting(queue, delivered, now).await?;
         // What was put off by its receiver counts as unacknowledged at the server, and is not running.
         let put_off = waiting.put_off_retries + waiting.put_off_jobs;
         status.ready = Some(ready);
@@ -283,8 +290,13 @@ impl NatsInspect {
         Ok(total)
     }
 
-    /// What waits for its time.
-    async fn waiting(&self, queue: &QueueName, now: Timestamp) -> Result<Waiting, api::Error> {
+    /// What waits for its time. `delivered`: between which sequences records lie that were delivered and not settled.
+    async fn waiting(
+        &self,
+        queue: &QueueName,
+        delivered: Option<(u64, u64)>,
+        now: Timestamp,
+    ) -> Result<Waiting, api::Error> {
         let inner = &self.0;
         let stream = inner.names.work();
         let mut waiting = Waiting::default();
@@ -292,23 +304,33 @@ impl NatsInspect {
             let filter = inner.names.record(queue, kind, "*");
             *count = inner.api.stream_counting(&stream, &filter).await?.map_or(0, |stream| stream.total);
         }
-        for kind in ["wait", "run"] {
-            if kind == "wait" && waiting.retries == 0 {
-                continue;
-            }
+        for kind in ["wait", "held", "run"] {
+            // Of those that are due only the delivered ones may have been put off.
+            let (mut from, last) = match (kind, delivered) {
+                ("wait", _) if waiting.retries == 0 => continue,
+                ("run", None) => continue,
+                ("run", Some(range)) => range,
+                _ => (1, u64::MAX),
+            };
             let filter = inner.names.record(queue, kind, "*");
-            let mut from = 1;
             for _ in 0..SCAN {
                 let Some(stored) = inner.api.next(&stream, from, &filter).await? else { break };
+                if stored.seq > last {
+                    break;
+                }
                 from = stored.seq + 1;
                 let headers = wire::headers_in(stored.headers.as_ref(), &mut Default::default());
                 let Ok(read) = record::read(&headers, Binding::Dash) else { continue };
                 let Some(due) = read.record.not_before else { continue };
-                let retry = kind == "wait" || read.record.first_seen.is_some();
+                let retry = kind != "run" || read.record.first_seen.is_some();
+                if kind == "held" && due <= now {
+                    // It runs, or has run.
+                    continue;
+                }
                 if retry {
                     waiting.due = waiting.due.into_iter().chain([due]).min();
                 }
-                if kind == "run" && due > now {
+                if kind != "wait" && due > now {
                     *(if retry { &mut waiting.put_off_retries } else { &mut waiting.put_off_jobs }) += 1;
                 }
             }

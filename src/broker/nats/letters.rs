@@ -364,7 +364,7 @@ async fn write_claim(inner: &Inner, subject: &str, before: u64) -> Result<u64, a
     let body = json!({ "by": &*inner.options.worker, "until": until.as_millis() }).to_string();
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(header::MESSAGE_ID, uuid::Uuid::now_v7().to_string().as_str());
-    headers.insert("Nats-Expected-Last-Subject-Sequence", before.to_string().as_str());
+    headers.insert(header::EXPECTED, before.to_string().as_str());
     let deadline = Instant::now() + inner.options.timeout.min(Duration::from_secs(5));
     let ack = inner.api.store(subject, headers, body.into(), deadline).await?;
     if before > 0 {

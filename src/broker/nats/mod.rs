@@ -21,6 +21,8 @@ mod link;
 mod mark;
 mod moves;
 mod names;
+mod order;
+mod owner;
 mod part;
 mod prepare;
 mod publisher;
@@ -177,16 +179,17 @@ impl Inner {
     }
 
     async fn open(self: &Arc<Self>, queue: &Queue) -> Result<Opened, Error> {
-        if queue.ordered {
-            return Err(Error::Refused(format!(
-                "queue {}: order = \"key\" is not possible on NATS yet; use order = \"none\", Kafka or SQLite",
-                queue.name
-            )));
-        }
         let topology = self.topology();
         let mut notes = Vec::new();
         let (work, features) = topology.work().await?;
         *self.work.lock() = Some(features);
+        if queue.ordered && !(features.schedules && features.ttl) {
+            return Err(Error::Refused(format!(
+                "queue {}: order = \"key\" needs a NATS server that schedules messages (2.12 or newer), and this one does \
+                 not; use order = \"none\", or a newer server",
+                queue.name
+            )));
+        }
         topology.dead().await?;
         let lease = self.options.lease;
         let fresh = topology.subscribe(queue, lease, &mut notes).await?;
@@ -212,8 +215,20 @@ impl Inner {
             worker: self.options.worker.clone(),
             instance: self.instance.clone(),
         });
+        if queue.ordered {
+            notes.push(
+                "order = \"key\": one worker at a time reads this queue; another one takes over when it leaves"
+                    .to_owned(),
+            );
+        }
         let (shared, commands) = Shared::new(confirm::SINGLES);
-        let pump = Pump::new(context, shared.clone(), commands, fresh, records, self.closed.clone());
+        let ownership = queue.ordered.then(|| {
+            let (sender, until) = tokio::sync::watch::channel(None);
+            let leave = self.closed.child_token();
+            self.tasks.spawn(owner::hold(context.clone(), sender, leave.clone()));
+            (until, leave)
+        });
+        let pump = Pump::new(context, shared.clone(), commands, fresh, records, ownership, self.closed.clone());
         self.tasks.spawn(pump.run());
         Ok(Opened { source: Box::new(NatsSource(shared.clone())), settler: shared, notes })
     }

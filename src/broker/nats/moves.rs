@@ -18,6 +18,8 @@ use crate::message::record::{Dead, Record};
 pub enum Moved {
     /// What replaces the delivery is stored.
     Stored,
+    /// It stays in hand, in key order, and runs again as this record says.
+    Held(Box<Record>),
     /// The lease ended first: nothing may be done any more.
     Lost,
     /// It can never be stored; why.
@@ -52,14 +54,21 @@ pub async fn carry_out(
         let (done, is_letter) = match &disposition {
             Disposition::Retry { at, attempt, failure, unroutable_since } => {
                 let record = record.clone().again(*at, *attempt, failure.clone(), *unroutable_since);
-                let draft = Draft {
-                    record: &record,
-                    original: &delivery.message,
-                    key: &key,
-                    hop: hop + 1,
-                    replaces: Some(reply.as_str()),
-                };
-                (context.store(&draft, deadline).await, false)
+                if context.queue.ordered {
+                    match context.remember(&record, &key, hop + 1, deadline).await {
+                        Ok(()) => return Moved::Held(Box::new(record)),
+                        Err(error) => (Err(error), false),
+                    }
+                } else {
+                    let draft = Draft {
+                        record: &record,
+                        original: &delivery.message,
+                        key: &key,
+                        hop: hop + 1,
+                        replaces: Some(reply.as_str()),
+                    };
+                    (context.store(&draft, deadline).await, false)
+                }
             }
             Disposition::DeadLetter { reason, failure, attempts, event_id, job } => {
                 let mut record = record.clone();

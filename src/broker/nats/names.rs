@@ -4,8 +4,9 @@
 //! |---|---|---|
 //! | `N.work.Q.run.KEY` | a record that is due, or is put off by its receiver | `N_work` |
 //! | `N.work.Q.wait.KEY` | a retry's schedule (2.12): published to `run` when due | `N_work` |
+//! | `N.work.Q.held.KEY` | of a job that keeps its key waiting: attempt and due time of its retry | `N_work` |
 //! | `N.work.Q.later.KEY` | an enqueued job's, likewise | `N_work` |
-//! | `N.state.Q.mark.KEY`, `N.state.Q.replay`, `N.state._worker.W` | marks, the right to replay, presence | `N_work` |
+//! | `N.state.Q.mark.KEY`, `N.state.Q.replay`, `N.state.Q.owner`, `N.state._worker.W` | marks, the right to replay, who reads in key order, presence | `N_work` |
 //! | `N.dead.Q.ID` | a dead letter | `N_dead` |
 //! | `N.dead.Q._part.ID`, `N.work.Q.part.KEY` | the end of a body that fits no single message | |
 //!
@@ -51,7 +52,7 @@ impl Names {
         QueueName::new(name).ok()
     }
 
-    /// Where a queue's records lie: `kind` is `run`, `wait`, `later` or `part`.
+    /// Where a queue's records lie: `kind` is `run`, `wait`, `held`, `later` or `part`.
     pub fn record(&self, queue: &QueueName, kind: &str, key: &str) -> String {
         format!("{}.work.{queue}.{kind}.{key}", self.namespace)
     }

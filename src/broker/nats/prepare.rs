@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use tokio::time::Instant;
 
 use super::context::Context;
 use super::mark::Mark;
@@ -11,14 +12,22 @@ use super::names;
 use super::part;
 use super::wire::{self, header};
 use crate::broker::{Delivery, Disposition, Lane};
-use crate::message::Binding;
-use crate::message::record::{self, Record};
+use crate::message::record::{self, Dead, Record};
+use crate::message::{Binding, Failure, Reason};
 
 /// What to do with a delivery.
 pub enum Prepared {
-    /// Hand it over; its crashes, where its start is to be marked; where the end of its body lies, to be removed
-    /// with it.
-    Run(Box<Delivery>, Option<Mark>, Option<String>),
+    /// Hand it over.
+    Run {
+        /// As it is to be run.
+        delivery: Box<Delivery>,
+        /// Its crashes, where its start is to be marked.
+        mark: Option<Mark>,
+        /// Where the end of its body lies, to be removed with it.
+        part: Option<String>,
+        /// How many records of it there were before.
+        hop: u64,
+    },
     /// What follows it is stored: acknowledge it, and nothing more.
     Succeeded,
     /// Give it back, to come again after so long.
@@ -30,13 +39,35 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// So long a record of another version waits for a worker that can read it.
 const FOREIGN: Duration = Duration::from_secs(30);
 
+/// Looks a delivery up for a queue in key order, where it must stay in hand: until it succeeds.
+pub async fn insist(
+    context: &Context,
+    delivery: Delivery,
+    headers: Option<HeaderMap>,
+    lane: Lane,
+    hop: u64,
+    again: bool,
+) -> Prepared {
+    // The pump has it in hand; copies are looked up.
+    let (original, _) = delivery.settle(Disposition::Release).take();
+    loop {
+        let Delivery { message, channel, seq, at, redelivered, token, .. } = &original;
+        let mut copy = Delivery::new(message.clone(), channel.clone(), *seq, *at, *token);
+        copy.redelivered = *redelivered;
+        match prepare(context, copy, headers.clone(), lane, hop, again).await {
+            Prepared::Later(wait) => tokio::time::sleep(wait.min(AGAIN)).await,
+            prepared => return prepared,
+        }
+    }
+}
+
 /// Looks a delivery up. `again`: it was delivered before.
 pub async fn prepare(
     context: &Context,
     mut delivery: Delivery,
     headers: Option<HeaderMap>,
     lane: Lane,
-    hop: u64,
+    mut hop: u64,
     again: bool,
 ) -> Prepared {
     if lane == Lane::Retry {
@@ -47,10 +78,11 @@ pub async fn prepare(
             }
             // Somebody published to the subject of our records by hand: a job for this queue.
             Err(record::Error::Foreign(_)) => delivery.record = Some(Box::new(Record::default())),
-            Err(error) => {
+            Err(error @ record::Error::Version(_)) => {
                 tracing::error!(queue = %context.queue.name, seq = delivery.seq, error = %error, "a record cannot be read");
                 return later(delivery, FOREIGN);
             }
+            Err(error) => return unreadable(context, delivery, &error).await,
         }
         // What it replaces is acknowledged before anything else: two of one job are never on their way.
         if let Some(replaces) = wire::text(headers.as_ref(), header::REPLACES)
@@ -61,7 +93,7 @@ pub async fn prepare(
         }
         let due = delivery.record.as_ref().and_then(|record| record.not_before);
         let wait = due.map_or(Duration::ZERO, |due| context.clock.now().until(due));
-        if !wait.is_zero() {
+        if !wait.is_zero() && !context.queue.ordered {
             return later(delivery, wait);
         }
     }
@@ -76,11 +108,29 @@ pub async fn prepare(
             }
         }
     }
-    let mut mark = None;
+    let (mut mark, from) = (None, hop);
     if again {
         let origin = delivery.origin().to_string();
         let key = names::key_of(delivery.record.as_deref(), &origin);
-        match context.has_successor(&key, hop).await {
+        if context.queue.ordered {
+            match context.remembered(&key).await {
+                Ok(Some((record, before))) => {
+                    delivery.record = Some(Box::new(record));
+                    hop = before;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(queue = %context.queue.name, error = %error, "failed to look up a job's attempts");
+                    return later(delivery, AGAIN);
+                }
+            }
+        }
+        // In this order: whoever runs what follows has acknowledged this one before.
+        let followed = match context.has_successor(&key, from).await {
+            Ok(false) => context.is_settled(&delivery).await,
+            found => found,
+        };
+        match followed {
             Ok(false) => match context.crashes(key).await {
                 Ok(found) => {
                     let most = context.queue.max_crashes;
@@ -104,7 +154,39 @@ pub async fn prepare(
             }
         }
     }
-    Prepared::Run(Box::new(delivery), mark, part)
+    Prepared::Run { delivery: Box::new(delivery), mark, part, hop }
+}
+
+/// No worker will ever read it: a dead letter with all its bytes and headers.
+async fn unreadable(context: &Context, delivery: Delivery, error: &record::Error) -> Prepared {
+    tracing::error!(queue = %context.queue.name, seq = delivery.seq, error = %error, "a record cannot be read");
+    let origin = delivery.origin();
+    let key = names::key(&origin.to_string(), 0);
+    let now = context.clock.now();
+    let record = Record {
+        failure: Some(Failure::new("windlass::Unreadable", error.to_string(), now, now)),
+        ..Record::fresh(&origin)
+    };
+    let dead = Dead {
+        reason: Reason::Malformed,
+        attempts: 0,
+        job: context.queue.job.clone(),
+        queue: context.queue.name.clone(),
+        partition: None,
+        offset: Some(delivery.seq),
+        worker: Some(context.worker.to_string()),
+    };
+    let deadline = Instant::now() + Duration::from_secs(5).min(context.lease / 3);
+    match context.bury(&record, &dead, &delivery.message, &key, deadline).await {
+        Ok(_) => {
+            let _taken = delivery.settle(Disposition::Ack).take();
+            Prepared::Succeeded
+        }
+        Err(error) => {
+            tracing::error!(queue = %context.queue.name, error = %error, "a dead letter cannot be stored");
+            later(delivery, AGAIN)
+        }
+    }
 }
 
 /// The pump gives it back, so that dropping it must not.

@@ -1,10 +1,11 @@
 //! Publishing to topics, and enqueueing for one queue.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesOrdered, StreamExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
 use super::Inner;
@@ -31,23 +32,65 @@ impl Publisher for NatsPublisher {
 
     fn publish(&self, batch: Vec<Publication>) -> BoxFuture<'_, Vec<Result<Published, Error>>> {
         Box::pin(async move {
-            let mut results = Vec::with_capacity(batch.len());
-            let mut flying = FuturesOrdered::new();
-            for publication in batch {
-                if flying.len() >= IN_FLIGHT {
-                    results.extend(flying.next().await);
+            let mut results: Vec<_> = batch.iter().map(|_| None).collect();
+            let mut flying = FuturesUnordered::new();
+            for strand in strands(batch) {
+                if flying.len() >= IN_FLIGHT
+                    && let Some(done) = flying.next().await
+                {
+                    keep(&mut results, done);
                 }
-                flying.push_back(self.one(publication));
+                flying.push(self.strand(strand));
             }
-            while let Some(result) = flying.next().await {
-                results.push(result);
+            while let Some(done) = flying.next().await {
+                keep(&mut results, done);
             }
-            results
+            results.into_iter().flatten().collect()
         })
     }
 }
 
+/// Publications that go one after the other, with their places in the batch.
+type Strand = Vec<(usize, Publication)>;
+
+/// Those of one key go one after the other: a try that is repeated may overtake what was sent after it.
+fn strands(batch: Vec<Publication>) -> Vec<Strand> {
+    let mut strands: Vec<Strand> = Vec::with_capacity(batch.len());
+    let mut keys: HashMap<Vec<u8>, usize> = HashMap::new();
+    for (index, publication) in batch.into_iter().enumerate() {
+        let message = &publication.message;
+        let named = || message.headers.get_str_ignore_case("ce-partitionkey").map(|key| key.as_bytes().to_vec());
+        match message.key.as_ref().map(|key| key.to_vec()).or_else(named) {
+            None => strands.push(vec![(index, publication)]),
+            Some(key) => {
+                let place = *keys.entry(key).or_insert(strands.len());
+                if place == strands.len() {
+                    strands.push(Vec::new());
+                }
+                strands[place].push((index, publication));
+            }
+        }
+    }
+    strands
+}
+
+type Done = Vec<(usize, Result<Published, Error>)>;
+
+fn keep(results: &mut [Option<Result<Published, Error>>], done: Done) {
+    for (index, result) in done {
+        results[index] = Some(result);
+    }
+}
+
 impl NatsPublisher {
+    async fn strand(&self, strand: Strand) -> Done {
+        let mut done = Vec::with_capacity(strand.len());
+        for (index, publication) in strand {
+            done.push((index, self.one(publication).await));
+        }
+        done
+    }
+
     async fn one(&self, publication: Publication) -> Result<Published, Error> {
         match &publication.destination {
             Destination::Topic(topic) => self.to_topic(topic, &publication).await,

@@ -158,6 +158,12 @@ impl Shared {
         }
     }
 
+    /// Bytes that may still be handed over.
+    pub fn free_bytes(&self) -> usize {
+        let inbound = self.inbound.lock();
+        inbound.credit.map_or(usize::MAX, |credit| credit.bytes.saturating_sub(inbound.bytes))
+    }
+
     /// This lease was lost.
     pub fn lose(&self, token: Token) {
         self.watched.store(true, Ordering::Release);

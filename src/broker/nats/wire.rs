@@ -23,6 +23,10 @@ pub mod header {
     pub const TARGET: &str = "Nats-Schedule-Target";
     /// For how long it is kept (2.11).
     pub const TTL: &str = "Nats-TTL";
+    /// The sequence of the subject's last message, or nothing is stored.
+    pub const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+    /// `sub`: what lay under the subject before is removed.
+    pub const ROLLUP: &str = "Nats-Rollup";
     /// Unused credit of a pull request that ended.
     pub const UNUSED: &str = "Nats-Pending-Messages";
 }
@@ -72,6 +76,8 @@ pub struct Delivered<'a> {
     pub count: u64,
     /// Its sequence in the stream.
     pub seq: u64,
+    /// How many deliveries the consumer had made, this one included.
+    pub sequence: u64,
     /// When the server stored it, in nanoseconds since the epoch.
     pub stored: i64,
     /// Messages that wait behind it.
@@ -101,7 +107,8 @@ pub fn delivered(reply: &str) -> Option<Delivered<'_>> {
         consumer: tokens.next()?,
         count: tokens.next()?.parse().ok()?,
         seq: tokens.next()?.parse().ok()?,
-        stored: tokens.nth(1)?.parse().ok()?,
+        sequence: tokens.next()?.parse().ok()?,
+        stored: tokens.next()?.parse().ok()?,
         pending: tokens.next()?.parse().ok()?,
     })
 }
@@ -145,8 +152,15 @@ mod tests {
 
     #[test]
     fn both_forms_of_acknowledgement_subjects_are_read() {
-        let expected =
-            Delivered { stream: "S", consumer: "C", count: 2, seq: 17, stored: 1_763_719_200_123_456_789, pending: 5 };
+        let expected = Delivered {
+            stream: "S",
+            consumer: "C",
+            count: 2,
+            seq: 17,
+            sequence: 9,
+            stored: 1_763_719_200_123_456_789,
+            pending: 5,
+        };
         assert_eq!(delivered("$JS.ACK.S.C.2.17.9.1763719200123456789.5"), Some(expected));
         assert_eq!(delivered("$JS.ACK.hub.ACC.S.C.2.17.9.1763719200123456789.5"), Some(expected));
         assert_eq!(delivered("$JS.ACK.hub.ACC.S.C.2.17.9.1763719200123456789.5.rnd"), Some(expected));

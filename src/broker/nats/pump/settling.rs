@@ -1,0 +1,175 @@
+//! How deliveries leave the hand: settled, given back, or given up.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{ACK, Batch, Done, NAK, Pump};
+use crate::broker::nats::confirm::Item;
+use crate::broker::nats::credit::Moment;
+use crate::broker::nats::held::{Key, Stage};
+use crate::broker::nats::moves;
+use crate::broker::{Delivery, Disposition, Settled, Token};
+
+impl Pump {
+    pub(super) async fn settle(&mut self, items: Vec<(Delivery, Disposition)>, answer: oneshot::Sender<Vec<Settled>>) {
+        self.next_batch += 1;
+        let (id, now) = (self.next_batch, self.now());
+        let left = items.len();
+        self.batches.insert(id, Batch { settled: vec![Settled::Stored; left], left, answer: Some(answer) });
+        if left == 0 {
+            self.batches.remove(&id);
+        }
+        for (index, (delivery, disposition)) in items.into_iter().enumerate() {
+            let key = Key(delivery.token.0, delivery.token.1);
+            let shared = &self.shared;
+            let Some(held) = self.hand.act(key, now, || shared.lose(delivery.token)) else {
+                self.finish(id, index, Settled::Stale);
+                continue;
+            };
+            let (lost, epoch) = (held.lost, held.epoch);
+            match disposition {
+                Disposition::Ack => {
+                    held.stage = Stage::Acknowledging;
+                    self.settling.insert(key, (id, index));
+                    self.confirm.offer(Item { token: key, epoch, alone: lost });
+                }
+                Disposition::Release => {
+                    self.release(key, NAK).await;
+                    self.finish(id, index, if lost { Settled::Stale } else { Settled::Stored });
+                }
+                _ if lost => {
+                    self.drop_from_hand(key, false);
+                    self.finish(id, index, Settled::Stale);
+                }
+                moved => {
+                    self.settling.insert(key, (id, index));
+                    let hop = self.hops.get(&key).copied().unwrap_or(0);
+                    let (context, shared) = (self.context.clone(), self.shared.clone());
+                    let reply = held.reply.clone();
+                    self.tasks.spawn(async move {
+                        Done::Moved(key, moves::carry_out(&context, &shared, delivery, moved, reply, hop).await)
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, batch: u64, index: usize, settled: Settled) {
+        let Some(entry) = self.batches.get_mut(&batch) else { return };
+        entry.settled[index] = settled;
+        entry.left -= 1;
+        if entry.left == 0
+            && let Some(mut entry) = self.batches.remove(&batch)
+            && let Some(answer) = entry.answer.take()
+        {
+            // The engine need not wait for it.
+            let _ = answer.send(entry.settled);
+        }
+    }
+
+    pub(super) fn finish_key(&mut self, key: Key, settled: Settled) {
+        if let Some((batch, index)) = self.settling.remove(&key) {
+            self.finish(batch, index, settled);
+        }
+    }
+
+    pub(super) fn drop_from_hand(&mut self, key: Key, done: bool) {
+        self.hand.remove(key, done);
+        self.shared.forget(Token(key.0, key.1));
+        let hop = if self.hops.is_empty() { None } else { self.hops.remove(&key) };
+        self.leave_line(key, hop, done);
+        self.unmark(key, done);
+        if !self.parts.is_empty()
+            && let Some(part) = self.parts.remove(&key)
+            && done
+        {
+            let context = self.context.clone();
+            self.tasks.spawn(async move {
+                // What stays is found by nobody, and goes with the queue.
+                let _ = context.api.purge(&context.names.work(), &part).await;
+                Done::Cleared
+            });
+        }
+    }
+
+    /// Its run has ended, `settled` or given back: its mark is cleared.
+    pub(super) fn unmark(&mut self, key: Key, settled: bool) {
+        if !self.marks.is_empty()
+            && let Some(mark) = self.marks.remove(&key)
+            && (settled || mark.ours)
+        {
+            let context = self.context.clone();
+            self.tasks.spawn(async move {
+                context.clear(&mark, settled).await;
+                Done::Cleared
+            });
+        }
+    }
+
+    /// Gives a delivery back at once, or after the delay that `how` says; a lost one is only let go.
+    pub(super) async fn release(&mut self, key: Key, how: Bytes) {
+        let (shared, now) = (&self.shared, self.now());
+        let Some(held) = self.hand.act(key, now, || shared.lose(Token(key.0, key.1))) else { return };
+        let foreign = held.epoch < self.server.1 && self.ordered.is_none();
+        let (lost, reply) = (held.lost || foreign, held.reply.clone());
+        if !lost && how == NAK && self.put_back(key) {
+            return;
+        }
+        // On a lost connection it would wait and go out on the next one, when somebody else may have the job.
+        if !lost && self.connected() {
+            self.publish(reply, how).await;
+        }
+        self.drop_from_hand(key, false);
+    }
+
+    /// All that is left to do is to acknowledge it; the connection it came on.
+    pub(super) fn acknowledging(&mut self, key: Key) -> Option<u64> {
+        let now = self.now();
+        let shared = &self.shared;
+        let held = self.hand.act(key, now, || shared.lose(Token(key.0, key.1)))?;
+        held.stage = Stage::Acknowledging;
+        Some(held.epoch)
+    }
+
+    pub(super) fn confirmed(&mut self, key: Key) {
+        self.drop_from_hand(key, true);
+        self.finish_key(key, Settled::Stored);
+    }
+
+    /// Acknowledgements of which nothing is known go out again for as long as the lease lasts.
+    pub(super) fn unknown(&mut self, items: Vec<Item<Key>>, gone: bool) {
+        for mut item in items {
+            let Some(held) = self.hand.get(item.token) else { continue };
+            if held.lost || gone && held.epoch != item.epoch {
+                self.give_up(item.token);
+                continue;
+            }
+            item.epoch = held.epoch;
+            self.confirm.offer(item);
+            self.unanswered = true;
+        }
+    }
+
+    pub(super) fn give_up(&mut self, key: Key) {
+        self.drop_from_hand(key, false);
+        self.finish_key(key, Settled::Unconfirmed("the lease ended before the server answered".to_owned()));
+    }
+
+    pub(super) async fn acknowledge(&mut self, epoch: u64, now: Moment) {
+        let Some(prefix) = self.inbox.as_ref().filter(|inbox| inbox.epoch == epoch).map(|i| i.prefix.clone()) else {
+            return;
+        };
+        while let Some(flight) = self.confirm.next(epoch, now) {
+            let last = flight.items.len() - 1;
+            for (index, item) in flight.items.iter().enumerate() {
+                let Some(held) = self.hand.get(item.token) else { continue };
+                let subject = held.reply.clone();
+                if index == last {
+                    self.ask(subject, format!("{prefix}.a.0.{}", flight.ticket), ACK).await;
+                } else {
+                    self.publish(subject, ACK).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Producers that have never heard of us, and what else lies in streams.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use windlass::broker::Disposition;
+use windlass::message::Reason;
+
+use super::kit::{self, Behind, connect, open, queue, run};
+use crate::support::nats::{Nats, Release};
+
+/// Publishes raw bytes of the protocol: headers as no client would let us write them.
+fn publish_raw(server: &Nats, subject: &str, headers: &[u8], body: &[u8]) {
+    let mut socket = std::net::TcpStream::connect(server.host()).expect("the server listens");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    let mut head = b"NATS/1.0\r\n".to_vec();
+    head.extend_from_slice(headers);
+    head.extend_from_slice(b"\r\n");
+    let (from, all) = (head.len(), head.len() + body.len());
+    socket.write_all(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n").expect("sent");
+    socket.write_all(format!("HPUB {subject} {from} {all}\r\n").as_bytes()).expect("sent");
+    socket.write_all(&[&head, body, b"\r\nPING\r\n"].concat()).expect("sent");
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4_096];
+    while !answer.windows(6).any(|window| window == b"PONG\r\n") {
+        let count = socket.read(&mut buffer).expect("the server answers");
+        assert!(count > 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&buffer[..count]);
+    }
+}
+
+#[test]
+fn odd_messages_block_nothing() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        // No body and no headers; headers without values, twice, with colons, of many bytes; bytes that are no text.
+        publish_raw(&server, "orders", b"", b"");
+        publish_raw(&server, "orders", b"X-Empty:\r\nX-Twice: a\r\nX-Twice: b\r\nX-Colon: a:b: c\r\n", b"{}");
+        publish_raw(&server, "orders", &[b"X-Long: ", &[b'x'; 9_000][..], b"\r\n"].concat(), b"{}");
+        publish_raw(&server, "orders", b"X-Text: ok\r\n", b"\xff\xfe");
+        let deliveries = work.take(4).await;
+        let headers: Vec<_> = deliveries.iter().map(|delivery| delivery.message.headers.clone()).collect();
+        assert!(headers[0].is_empty());
+        assert_eq!(headers[1].get("X-Colon"), Some(&b"a:b: c"[..]));
+        assert_eq!(headers[1].get("X-Empty"), Some(&b""[..]));
+        let twice: Vec<_> = headers[1].iter().filter(|(name, _)| *name == "X-Twice").map(|(_, value)| value).collect();
+        assert_eq!(twice, [b"a", b"b"]);
+        assert_eq!(headers[2].get("X-Long").map(<[u8]>::len), Some(9_000));
+        assert_eq!(deliveries[3].message.body.as_deref(), Some(&b"\xff\xfe"[..]));
+        for delivery in deliveries {
+            work.stored(delivery, Disposition::Ack).await;
+        }
+        broker.close().await;
+    });
+}
+
+#[test]
+fn a_record_that_nobody_can_read_becomes_a_dead_letter_with_its_bytes() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        let behind = Behind::connect(&server.url()).await;
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("ce-windlassrecord", "1");
+        headers.insert("ce-attempt", "many");
+        headers.insert("x-kept", "yes");
+        let subject = "t.work.invoice.run.broken";
+        behind.0.publish_with_headers(subject, headers, "the body".into()).await.expect("published");
+        behind.0.flush().await.expect("sent");
+        // What is behind it is not blocked.
+        kit::publish(&broker, "orders", &["1"]).await;
+        let delivery = work.one().await;
+        work.stored(delivery, Disposition::Ack).await;
+        let mut letters = Vec::new();
+        while letters.is_empty() {
+            letters = kit::letters(&broker).await;
+        }
+        let letter = &letters[0];
+        assert_eq!((letter.reason, letter.attempts), (Reason::Malformed, 0));
+        assert_eq!(letter.message.body.as_deref(), Some(&b"the body"[..]));
+        assert_eq!(letter.message.headers.get("x-kept"), Some(&b"yes"[..]));
+        assert_eq!(letter.message.headers.get("ce-attempt"), Some(&b"many"[..]));
+        broker.close().await;
+        let info = behind.api("STREAM.INFO.t_work", json!({ "subjects_filter": "t.work.>" })).await;
+        assert_eq!(info["state"]["subjects"], Value::Null, "it is gone from the work: {info}");
+    });
+}
