@@ -3,15 +3,16 @@
 //! A blocking job: it reads, hashes and writes files, on a thread of its own.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use windlass::{Context, Error};
 
 use crate::Lab;
+use crate::file::write_whole;
 use crate::report::Report;
 
 /// Where a report was put.
@@ -47,21 +48,6 @@ pub fn store(lab: &Lab, report: &Report) -> Result<Stored, Error> {
 fn place(lab: &Lab, sha256: &str) -> PathBuf {
     let (folder, rest) = sha256.split_at(2);
     lab.folder().join("archive").join(folder).join(format!("{rest}.json"))
-}
-
-/// Writes a file that is there wholly or not at all, whenever the power goes.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or_else(|| io::Error::other("an archive's file has a folder"))?;
-    fs::create_dir_all(folder)?;
-    // Two runs of one event may write at once: each to a file of its own, and the second rename changes nothing.
-    static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let unfinished = path.with_extension(format!("{}-{number}.part", std::process::id()));
-    let mut file = File::create(&unfinished)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    File::open(folder)?.sync_all()
 }
 
 /// How many reports are in the archive.

@@ -6,20 +6,35 @@ use sqlx::SqlitePool;
 use tokio::sync::OnceCell;
 
 use crate::database;
+use crate::notify::Post;
 use crate::report::{Findings, Report};
 
-/// The laboratory: `reports/`, `archive/`, `billing.db` and `statistics.db` in one folder. Shared by all jobs.
+/// The laboratory: `reports/`, `archive/`, `pages/`, `mail/`, `billing.db` and `statistics.db` in one folder. Shared by
+/// all jobs.
 #[derive(Debug)]
 pub struct Lab {
     folder: PathBuf,
     billing: OnceCell<SqlitePool>,
     statistics: OnceCell<SqlitePool>,
+    post: Post,
 }
 
 impl Lab {
-    /// The laboratory in this folder. Opens nothing yet.
+    /// The laboratory in this folder, whose mail goes to `mail/` there. Opens nothing yet.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), billing: OnceCell::new(), statistics: OnceCell::new() }
+        let folder = folder.into();
+        let post = Post::folder(folder.join("mail"));
+        Self { folder, billing: OnceCell::new(), statistics: OnceCell::new(), post }
+    }
+
+    /// The same, whose mail goes to a server: `smtp://HOST:PORT`, `smtps://USER:PASSWORD@HOST`.
+    pub fn with_smtp(self, url: &str) -> Result<Self, windlass::Error> {
+        Ok(Self { post: Post::smtp(url)?, ..self })
+    }
+
+    /// Where mail goes.
+    pub fn post(&self) -> &Post {
+        &self.post
     }
 
     /// The folder.
@@ -44,7 +59,8 @@ impl Lab {
         std::fs::create_dir_all(self.folder.join("reports"))?;
         let mut patients = Vec::new();
         for (index, findings) in reports.iter().enumerate() {
-            let report = Report::new(index + 1, String::new());
+            let report = Report { report_id: findings.report_id.clone(), ..Report::new(index + 1, String::new()) };
+            let report = Report { location: format!("reports/{}.json", report.report_id), ..report };
             let (path, bytes) = (self.folder.join(&report.location), serde_json::to_vec_pretty(findings)?);
             // What an earlier demonstration left is as good.
             if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
@@ -52,10 +68,15 @@ impl Lab {
             }
             patients.push(report.patient_id);
         }
+        self.register(&patients).await
+    }
+
+    /// Puts these patients into the register.
+    pub async fn register(&self, patients: &[String]) -> Result<(), Box<dyn std::error::Error>> {
         sqlx::query(
             "INSERT INTO patients (patient_id) SELECT value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
         )
-        .bind(serde_json::to_string(&patients)?)
+        .bind(serde_json::to_string(patients)?)
         .execute(self.billing().await?)
         .await?;
         Ok(())

@@ -9,57 +9,73 @@ use windlass::client::{Draft, ToTopic};
 use windlass::config::{Config, Source, load};
 use windlass::time::Clock;
 use windlass_lab::Lab;
-use windlass_lab::report::{self, Report};
+use windlass_lab::report::{self, Findings, Report};
 
-/// The topic.
-pub const TOPIC: &str = "reports.finalized";
-/// The queues that hear it.
-pub const QUEUES: [&str; 3] = ["invoice", "analytics", "archive"];
-/// Reports of the data.
+use crate::calls;
+use crate::server::Address;
+
+/// The queues that hear the topic.
+pub const QUEUES: [&str; 5] = ["notify", "invoice", "analytics", "archive", "render"];
+/// Reports of each laboratory.
 pub const REPORTS: usize = 569;
-/// Events: the reports, and three that are bad.
-pub const EVENTS: usize = REPORTS + 3;
-/// Dead letters: three queues cannot read the damaged event, three do not find the missing report, and one minds that
-/// it does not know the patient.
-pub const DEAD: usize = 7;
-/// Jobs that are done.
-pub const DONE: usize = EVENTS * QUEUES.len() - DEAD;
+/// Whose reports the first act is about, and the second.
+pub const LABORATORIES: [char; 2] = ['R', 'S'];
+/// Reports that are sent again for a patient whom nobody registered.
+pub const STRANGERS: usize = 4;
+/// The patient.
+pub const STRANGER: &str = "P-9999";
+/// The event whose bytes are damaged.
+pub const DAMAGED: &str = "report-damaged";
 
-/// The report that is not there yet.
-const LATE: usize = 571;
 /// What events are confirmed together.
 const BATCH: usize = 64;
-/// What the configuration of the project says, and what the demonstration puts in its place.
+/// What the project's configuration says, and the demonstration says otherwise.
 const BROKER: &str = "broker = \"sqlite://lab.db\"";
+const NAMESPACE: &str = "namespace = \"laboratory\"";
+const TOPIC: &str = "reports.finalized";
 
 /// A folder of its own, made anew at each start.
 pub struct Stage {
     /// `target/demo`, or what `LAB_FOLDER` says, absolute.
     pub folder: PathBuf,
-    /// `config/reports.toml`, with the queue in the folder.
+    /// `config/reports.toml`, with what the demonstration says otherwise.
     pub config: Config,
+    /// The topic.
+    pub topic: String,
 }
 
 impl Stage {
-    /// Clears the folder and fills it: reports, the register, the configuration.
-    pub async fn set() -> Result<Self, Box<dyn Error>> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the project has no folder")?;
-        let folder = std::env::var_os("LAB_FOLDER").map_or_else(|| root.join("target/demo"), PathBuf::from);
-        clear(&folder).map_err(|error| format!("{} cannot be cleared: {error}", folder.display()))?;
-        fs::create_dir_all(folder.join("late"))?;
-        let mut reports = report::all();
-        Lab::at(&folder).furnish(&reports).await?;
-        let late = Report::new(LATE, String::new()).report_id;
-        let mut findings = reports.swap_remove(0);
-        findings.report_id = late.clone();
-        fs::write(folder.join("late").join(format!("{late}.json")), serde_json::to_vec_pretty(&findings)?)?;
+    /// The folder, absolute.
+    pub fn folder() -> PathBuf {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+        std::env::var_os("LAB_FOLDER").map_or_else(|| root.join("target/demo"), PathBuf::from)
+    }
 
+    /// Fills the folder, which was cleared: reports, the register, the configuration.
+    pub async fn set(folder: PathBuf, address: &Address, service: &str) -> Result<Self, Box<dyn Error>> {
+        let reports: Vec<Findings> = LABORATORIES.into_iter().flat_map(of).collect();
+        Lab::at(&folder).furnish(&reports).await?;
+        fs::write(folder.join("mended.json"), serde_json::to_vec_pretty(&Report::new(1, now()))?)?;
+        let topic = match &address.prefix {
+            Some(prefix) => format!("{prefix}.{TOPIC}"),
+            None => TOPIC.to_owned(),
+        };
+        let mut text = include_str!("../../../config/reports.toml")
+            .replace(BROKER, &format!("broker = \"{}\"", address.url))
+            .replace(&format!("\"{TOPIC}\""), &format!("\"{topic}\""))
+            .replace(NAMESPACE, &format!("namespace = \"{}\"", address.prefix.as_deref().unwrap_or("laboratory")));
+        if let Some(lease) = address.lease {
+            text = text.replace("[worker]\n", &format!("[worker]\nlease = \"{lease}\"\n"));
+        }
+        text += &format!(
+            "\n# The fourth act: calls to a service that takes its time.\n[queues.calls]\njob = \"call\"\nslots = {}\n\n\
+             [jobs.call]\nhttp = \"{service}\"\n",
+            calls::SLOTS
+        );
         let file = folder.join("reports.toml");
-        let text = include_str!("../../../config/reports.toml");
-        let broker = format!("broker = \"sqlite://{}\"", folder.join("queue.db").display());
-        fs::write(&file, text.replace(BROKER, &broker))?;
+        fs::write(&file, text)?;
         let source = Source::new().file(Some(file)).flag("the demonstration", "admin.listen", "none");
-        Ok(Self { config: load(source)?.config, folder })
+        Ok(Self { config: load(source)?.config, folder, topic })
     }
 
     /// The folder as the person at the terminal would type it.
@@ -72,38 +88,64 @@ impl Stage {
         }
     }
 
-    /// Publishes every event and waits until the broker has confirmed each.
-    pub async fn publish(&self, client: &Client) -> Result<(), Box<dyn Error>> {
-        let now = || Clock::System.now().to_rfc3339();
-        let good = |number: usize| Report::new(number, now());
+    /// Publishes every report of a laboratory; resolves when the broker has confirmed each.
+    pub async fn publish(&self, client: &Client, laboratory: char) -> Result<(), Box<dyn Error>> {
         let numbers: Vec<usize> = (1..=REPORTS).collect();
-        for (index, batch) in numbers.chunks(BATCH).enumerate() {
-            // The bad ones travel among the good.
-            let bad = match index {
-                1 => Some(damaged(client)),
-                2 => Some(event(client, "report-R-0042-again", &stranger(now()))),
-                3 => Some(event(client, "report-R-0571", &Report { patient_id: "P-0001".to_owned(), ..good(LATE) })),
-                _ => None,
-            };
+        for batch in numbers.chunks(BATCH) {
             let drafts = batch.iter().map(|number| {
-                let report = good(*number);
-                event(client, &format!("report-{}", report.report_id), &report)
+                let report = event(laboratory, *number);
+                self.draft(client, &format!("report-{}", report.report_id), &report)
             });
-            for receipt in client.publish_many(drafts.chain(bad)).await {
+            for receipt in client.publish_many(drafts).await {
                 receipt?;
             }
         }
         Ok(())
     }
+
+    /// Publishes what cannot succeed yet, and what never will.
+    pub async fn publish_bad(&self, client: &Client) -> Result<(), Box<dyn Error>> {
+        // Bytes that say they are JSON and are not.
+        let bytes: &'static [u8] = b"\x89\xfe{\"report_id\":\"R-0570\",\"patient_id\":\"P-";
+        client.publish_bytes(&self.topic, bytes).content_type("application/json").id(DAMAGED).await?;
+        for number in 1..=STRANGERS {
+            let report = Report { patient_id: STRANGER.to_owned(), ..event(LABORATORIES[0], number) };
+            self.draft(client, &format!("again-{}", report.report_id), &report).await?;
+        }
+        Ok(())
+    }
+
+    fn draft<'c>(&self, client: &'c Client, id: &str, report: &Report) -> Draft<'c, ToTopic> {
+        client.publish(&self.topic, report).id(id).key(report.patient_id.clone())
+    }
 }
 
-/// Removes what an earlier demonstration did, and nothing else; its reports may stay, but for the late one.
-fn clear(folder: &Path) -> std::io::Result<()> {
+/// The reports of a laboratory.
+fn of(laboratory: char) -> Vec<Findings> {
+    let mut reports = report::all();
+    for (index, findings) in reports.iter_mut().enumerate() {
+        findings.report_id = event(laboratory, index + 1).report_id;
+    }
+    reports
+}
+
+/// The event of a laboratory's report.
+fn event(laboratory: char, number: usize) -> Report {
+    let report_id = format!("{laboratory}-{number:04}");
+    Report { location: format!("reports/{report_id}.json"), report_id, ..Report::new(number, now()) }
+}
+
+fn now() -> String {
+    Clock::System.now().to_rfc3339()
+}
+
+/// Removes what an earlier demonstration did, and nothing else; its reports may stay.
+pub fn clear(folder: &Path) -> std::io::Result<()> {
     let gone = |result: std::io::Result<()>| match result {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    for name in ["archive", "late"] {
+    for name in ["archive", "mail", "pages", "server"] {
         gone(fs::remove_dir_all(folder.join(name)))?;
     }
     for name in ["billing.db", "statistics.db", "queue.db"] {
@@ -111,21 +153,8 @@ fn clear(folder: &Path) -> std::io::Result<()> {
             gone(fs::remove_file(folder.join(format!("{name}{end}"))))?;
         }
     }
-    gone(fs::remove_file(folder.join(Report::new(LATE, String::new()).location)))?;
-    gone(fs::remove_file(folder.join("reports.toml")))
-}
-
-fn event<'c>(client: &'c Client, id: &str, report: &Report) -> Draft<'c, ToTopic> {
-    client.publish(TOPIC, report).id(id).key(report.patient_id.clone())
-}
-
-/// Bytes that say they are JSON and are not.
-fn damaged(client: &Client) -> Draft<'_, ToTopic> {
-    let bytes: &'static [u8] = b"\x89\xfe{\"report_id\":\"R-0570\",\"patient_id\":\"P-";
-    client.publish_bytes(TOPIC, bytes).content_type("application/json").id("report-R-0570")
-}
-
-/// A report sent a second time, for a patient that nobody registered.
-fn stranger(timestamp: String) -> Report {
-    Report { patient_id: "P-9999".to_owned(), ..Report::new(42, timestamp) }
+    for name in ["ledger", "mended.json", "reports.toml"] {
+        gone(fs::remove_file(folder.join(name)))?;
+    }
+    fs::create_dir_all(folder)
 }

@@ -1,6 +1,5 @@
 //! Shows how far it is, and says when every event has come to its end in every queue.
 
-use std::cell::Cell;
 use std::error::Error;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -8,88 +7,119 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use windlass::broker::{Broker, QueueStatus};
 
-use crate::meter::Meter;
-use crate::stage::{EVENTS, QUEUES, Stage};
+use crate::crew::Hand;
+use crate::ledger::Ledger;
+use crate::stage::{QUEUES, Stage};
 
-/// How often the broker is asked.
-const EVERY: Duration = Duration::from_millis(50);
+/// How often the ledger is read.
+const EVERY: Duration = Duration::from_millis(20);
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(1);
+/// After so long something is wrong.
+const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Resolves when no queue has anything ready, running or to be retried, and each event was done or is a dead letter.
-pub async fn until_settled(
-    broker: &dyn Broker,
-    meter: &Meter,
-    stage: &Stage,
-    gone: &Cell<bool>,
-    patience: Duration,
+/// Resolves when each queue has done so many more events than at the beginning of this watch.
+pub async fn until_done(
+    each: u64,
+    ledger: &mut Ledger,
+    hand: &mut Hand,
+    from: [u64; QUEUES.len()],
+    all: u64,
+    view: &mut View,
 ) -> Result<(), Box<dyn Error>> {
-    let names: Vec<_> = stage.config.queues.keys().cloned().collect();
-    let inspect = broker.inspect();
-    let mut view = View::new();
     let began = Instant::now();
     loop {
-        let status = inspect.status(&names).await?;
-        let ended = ended(meter, &status);
-        view.show(ended);
-        let idle = |queue: &QueueStatus| {
-            [queue.ready, queue.running, queue.retrying].iter().all(|count| count.is_none_or(|count| count == 0))
-        };
-        if ended.iter().all(|count| *count >= EVENTS as u64) && status.iter().all(idle) {
-            view.finish();
+        ledger.read()?;
+        let done = std::array::from_fn(|index| ledger.done(QUEUES[index]) - from[index]);
+        view.show(done, all);
+        if done.iter().all(|count| *count >= each) {
             return Ok(());
         }
-        if gone.get() {
-            return Err("the worker left before everything was done".into());
-        }
-        if began.elapsed() > patience {
-            return Err(format!("not done after {} s; the broker holds {status:#?}", patience.as_secs()).into());
-        }
+        hand.check()?;
+        patient(began, || format!("{QUEUES:?} have done {done:?} of {each}"))?;
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// Events that have come to their end, by queue: done, or a dead letter.
-fn ended(meter: &Meter, status: &[QueueStatus]) -> [u64; QUEUES.len()] {
-    let done = meter.done();
-    std::array::from_fn(|index| {
-        let dead = status.iter().find(|queue| queue.name == QUEUES[index]).and_then(|queue| queue.dead);
-        done[index] + dead.unwrap_or(0)
-    })
+/// Resolves when the broker has nothing ready, running or to be retried.
+pub async fn until_idle(broker: &dyn Broker, stage: &Stage, hand: &mut Hand) -> Result<(), Box<dyn Error>> {
+    let names: Vec<_> = stage.config.queues.keys().cloned().collect();
+    let began = Instant::now();
+    loop {
+        let status = broker.inspect().status(&names).await?;
+        let idle = |queue: &QueueStatus| {
+            [queue.ready, queue.running, queue.retrying].iter().all(|count| count.is_none_or(|count| count == 0))
+        };
+        if status.iter().all(idle) {
+            return Ok(());
+        }
+        hand.check()?;
+        patient(began, || format!("the broker holds {status:#?}"))?;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Resolves when each of these queues has so many dead letters.
+pub async fn until_dead(
+    expected: &[(&str, u64)],
+    broker: &dyn Broker,
+    stage: &Stage,
+    hand: &mut Hand,
+) -> Result<(), Box<dyn Error>> {
+    let names: Vec<_> = stage.config.queues.keys().cloned().collect();
+    let began = Instant::now();
+    loop {
+        let status = broker.inspect().status(&names).await?;
+        let dead = |name: &str| status.iter().find(|queue| queue.name == name).and_then(|queue| queue.dead);
+        if expected.iter().all(|(name, count)| dead(name).is_some_and(|dead| dead >= *count)) {
+            return Ok(());
+        }
+        hand.check()?;
+        patient(began, || format!("{expected:?} dead letters are expected; the broker holds {status:#?}"))?;
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn patient(began: Instant, what: impl FnOnce() -> String) -> Result<(), Box<dyn Error>> {
+    if began.elapsed() < PATIENCE {
+        return Ok(());
+    }
+    Err(format!("not done after {} s: {}", PATIENCE.as_secs(), what()).into())
 }
 
 /// Bars on a terminal, plain lines elsewhere.
-enum View {
+pub enum View {
+    /// One for each queue.
     Bars(Vec<ProgressBar>),
+    /// When the last one was written.
     Lines(Instant),
 }
 
 impl View {
-    fn new() -> Self {
+    pub fn new(all: u64) -> Self {
         if !std::io::stderr().is_terminal() {
             return Self::Lines(Instant::now());
         }
-        let style = ProgressStyle::with_template("  {prefix:<10} {bar:40} {pos:>4}/{len} {msg}");
+        let style = ProgressStyle::with_template("  {prefix:<10} {bar:40} {pos:>4}/{len}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━╸ ");
-        let all = MultiProgress::new();
-        let bar = |name| all.add(ProgressBar::new(EVENTS as u64).with_style(style.clone()).with_prefix(name));
+        let bars = MultiProgress::new();
+        let bar = |name| bars.add(ProgressBar::new(all).with_style(style.clone()).with_prefix(name));
         Self::Bars(QUEUES.map(bar).to_vec())
     }
 
-    fn show(&mut self, ended: [u64; QUEUES.len()]) {
+    fn show(&mut self, done: [u64; QUEUES.len()], all: u64) {
         match self {
-            Self::Bars(bars) => bars.iter().zip(ended).for_each(|(bar, ended)| bar.set_position(ended)),
+            Self::Bars(bars) => bars.iter().zip(done).for_each(|(bar, done)| bar.set_position(done)),
             Self::Lines(last) if last.elapsed() >= LINE_EVERY => {
                 *last = Instant::now();
-                let parts: Vec<String> =
-                    QUEUES.iter().zip(ended).map(|(name, ended)| format!("{name} {ended}")).collect();
-                eprintln!("  {} of {EVENTS}", parts.join(", "));
+                let parts: Vec<String> = QUEUES.iter().zip(done).map(|(name, done)| format!("{name} {done}")).collect();
+                println!("  {} of {all}", parts.join(", "));
             }
             Self::Lines(_) => {}
         }
     }
 
-    fn finish(&mut self) {
+    pub fn finish(self) {
         if let Self::Bars(bars) = self {
             bars.iter().for_each(|bar| bar.finish());
         }
