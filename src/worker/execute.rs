@@ -25,13 +25,14 @@ type Answer = Result<Output, handler::Error>;
 /// How long a handler that watches its cancellation gets to end by itself.
 const CANCEL_GRACE: Duration = Duration::from_secs(1);
 
-/// A handler's future; panics become outcomes.
-pub struct Attempt(BoxFuture<'static, Answer>);
+/// A handler's future; panics become outcomes, and those of its destructors nothing: what is cancelled still has its
+/// slot to give back and its delivery to settle. `None` only while it is dropped.
+pub struct Attempt(Option<BoxFuture<'static, Answer>>);
 
 impl Attempt {
     /// Calls the handler; nothing of it runs before the first poll unless the handler wants it so.
     pub fn new(route: &Route, cx: Context) -> Result<Self, Outcome> {
-        catching(|| route.handler.call(cx)).map(Self)
+        catching(|| route.handler.call(cx)).map(|future| Self(Some(future)))
     }
 
     /// Polls once without a waker: `Err` is the outcome of an attempt that is done, `Ok` one that has to be driven.
@@ -48,12 +49,21 @@ impl Future for Attempt {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Outcome> {
-        match catching(|| self.0.as_mut().poll(cx)) {
+        let future = self.0.as_mut().expect("it is there until it is dropped");
+        match catching(|| future.as_mut().poll(cx)) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(Ok(_))) => Poll::Ready(Outcome::Done),
             Ok(Poll::Ready(Err(error))) => Poll::Ready(Outcome::from_error(error)),
             Err(panicked) => Poll::Ready(panicked),
         }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let future = self.0.take();
+        // Its outcome is known already; a panic adds nothing to it.
+        let _ = catching(|| drop(future));
     }
 }
 
