@@ -387,8 +387,9 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
     } else {
         let asked = Instant::now();
         let marked = queue.settler.mark(&[&delivery]).await == [true];
-        // A process that was frozen past its lease meanwhile owns it no more.
-        marked && asked.elapsed() < queue.pool.lease
+        // A process that was frozen past its lease meanwhile owns it no more, and one that was told to leave meanwhile
+        // starts nothing.
+        marked && asked.elapsed() < queue.pool.lease && !shutdown.intake.is_cancelled()
     };
     if may_run {
         let start = Instant::now();
