@@ -272,9 +272,11 @@ async fn give_way(queue: &Arc<Queue>, credit: Credit) {
             || (!credit.suspect && !pool.has_suspects())
             || queue.paused().is_some()
     };
-    // A source that waits a moment with its credit is no idle one.
+    // A source that waits a moment with its credit is no idle one, and has no more than it gave: others need not make
+    // room for it until it has.
     tokio::time::sleep(Duration::from_millis(5)).await;
     queue.consuming.store(true, Ordering::Release);
+    pool.admission(|admission| admission.sated(queue.index));
     while !must() {
         tokio::select! {
             biased;
