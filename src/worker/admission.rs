@@ -12,6 +12,8 @@ pub struct Admission {
     total: usize,
     bytes_limit: usize,
     bytes: usize,
+    /// Of these bytes, those of deliveries that were received and not started.
+    waiting: usize,
     queues: Vec<Share>,
 }
 
@@ -21,8 +23,10 @@ struct Share {
     weight: usize,
     /// Slots held: in hand, running, or out as credit.
     used: usize,
-    /// It asked for more than it got.
+    /// It asked for more than it got, and is not known to have no more than that.
     hungry: bool,
+    /// Its source gave nothing the last time that it was asked, or less than it was asked for.
+    sated: bool,
 }
 
 impl Admission {
@@ -30,17 +34,24 @@ impl Admission {
     pub fn new(total: NonZeroUsize, bytes_limit: usize, queues: &[(NonZeroUsize, usize)]) -> Self {
         let queues = queues
             .iter()
-            .map(|&(limit, weight)| Share { limit: limit.get(), weight: weight.max(1), used: 0, hungry: false })
+            .map(|&(limit, weight)| Share {
+                limit: limit.get(),
+                weight: weight.max(1),
+                used: 0,
+                hungry: false,
+                sated: false,
+            })
             .collect();
-        Self { total: total.get(), bytes_limit: bytes_limit.max(1), bytes: 0, queues }
+        Self { total: total.get(), bytes_limit: bytes_limit.max(1), bytes: 0, waiting: 0, queues }
     }
 
-    /// Takes up to `want` slots for `queue`. With nothing free, or bytes at their limit, it is remembered as hungry.
+    /// Takes up to `want` slots for `queue`. With fewer than that, it is remembered as hungry, unless its source had no
+    /// more to give: queues that wait for work do not make room for each other.
     pub fn take(&mut self, queue: usize, want: usize) -> usize {
         let got = self.available(queue).min(want);
         let share = &mut self.queues[queue];
         share.used += got;
-        share.hungry = got < want && share.used < share.limit;
+        share.hungry = got < want && share.used < share.limit && !share.sated;
         got
     }
 
@@ -53,7 +64,13 @@ impl Admission {
 
     /// The queue has no more work than it has slots.
     pub fn sated(&mut self, queue: usize) {
-        self.queues[queue].hungry = false;
+        let share = &mut self.queues[queue];
+        (share.hungry, share.sated) = (false, true);
+    }
+
+    /// The queue got as much work as it asked for: there may be more.
+    pub fn filled(&mut self, queue: usize) {
+        self.queues[queue].sated = false;
     }
 
     /// Whether some other queue waits for a slot that this one may be holding as credit beyond its first.
@@ -108,9 +125,22 @@ impl Admission {
         self.bytes_limit
     }
 
-    /// `bytes` of payload were received.
+    /// `bytes` of payload were received, to be started later.
     pub fn add_bytes(&mut self, bytes: usize) {
         self.bytes += bytes;
+        self.waiting += bytes;
+    }
+
+    /// `bytes` of what was received are started, or given back.
+    pub fn start(&mut self, bytes: usize) {
+        debug_assert!(self.waiting >= bytes, "more bytes started than received");
+        self.waiting = self.waiting.saturating_sub(bytes);
+    }
+
+    /// Whether nothing is in flight but what waits to be started: what is larger than the limit may start then. Such
+    /// ones must not count each other, or each would wait for the other for good.
+    pub fn is_alone(&self) -> bool {
+        self.bytes == self.waiting
     }
 
     /// `bytes` of payload were settled, confirmed.

@@ -225,13 +225,23 @@ impl Queue {
             let want = hand.ready.len() - hand.slots;
             hand.slots += self.pool.admission(|admission| admission.take(self.index, want));
         }
-        let mut count = most.min(hand.slots).min(hand.ready.len());
-        let limit = self.pool.admission(|admission| admission.bytes_limit());
-        if let Some(huge) = hand.ready.iter().take(count).position(|(_, next)| next.message.size() > limit) {
-            // Larger than all that may be in flight: it runs alone, when nothing else is in flight.
-            let alone = self.pool.admission(|a| a.bytes()) <= hand.ready[huge].1.message.size();
-            count = if huge > 0 { huge } else { usize::from(alone) };
-        }
+        let count = most.min(hand.slots).min(hand.ready.len());
+        let count = self.pool.admission(|admission| {
+            let mut bytes = 0;
+            let mut count = count;
+            for (place, (_, next)) in hand.ready.iter().take(count).enumerate() {
+                let size = next.message.size();
+                if size > admission.bytes_limit() {
+                    // Larger than all that may be in flight: it runs alone, when nothing else is in flight.
+                    count = if place == 0 && admission.is_alone() { 1 } else { place };
+                    bytes += if count > place { size } else { 0 };
+                    break;
+                }
+                bytes += size;
+            }
+            admission.start(bytes);
+            count
+        });
         if count == 0 {
             return Taken::Blocked;
         }
@@ -251,6 +261,7 @@ impl Queue {
             (std::mem::take(&mut hand.ready), std::mem::take(&mut hand.slots))
         };
         for (_, delivery) in ready {
+            self.pool.admission(|admission| admission.start(delivery.message.size()));
             self.let_go(&delivery);
         }
         self.pool.give(self.index, slots);
@@ -317,6 +328,8 @@ impl Queue {
             if count < jobs {
                 admission.give(self.index, jobs - count);
                 admission.sated(self.index);
+            } else {
+                admission.filled(self.index);
             }
         });
         if count < jobs {
