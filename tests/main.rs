@@ -16,6 +16,8 @@ mod conformance;
 
 mod ledger;
 
+mod sim;
+
 mod admin;
 
 #[cfg(feature = "sqlite")]
