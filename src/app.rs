@@ -16,6 +16,8 @@ use crate::handler::{Registry, Shared, http};
 use crate::message::{JobName, QueueName};
 use crate::seeded;
 use crate::shutdown::Shutdown;
+#[cfg(target_os = "linux")]
+use crate::systemd;
 use crate::telemetry::{events, log};
 use crate::time::{Clock, Timestamp};
 use crate::worker::handle::Control;
@@ -216,6 +218,11 @@ impl App {
         let names: Vec<QueueName> = worker.queues().into_iter().map(|queue| queue.name).collect();
         let slots = self.config.worker.slots.get();
         events::WorkerStarted { broker: broker.address(), queues: names.len(), slots }.emit();
+        #[cfg(target_os = "linux")]
+        if let Some(manager) = systemd::Manager::from_environment()?.filter(|_| signals) {
+            let working = worker.clone();
+            io.spawn(manager.keep(move || working.queues().iter().all(|queue| queue.consuming), shutdown.clone()));
+        }
         if let Some(linger) = self.options.burst {
             io.spawn(end_burst(worker.clone(), broker.inspect(), names, linger, shutdown.clone()));
         }

@@ -32,6 +32,9 @@ pub mod telemetry;
 
 pub mod shutdown;
 
+#[cfg(target_os = "linux")]
+pub mod systemd;
+
 pub mod config;
 
 pub mod app;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// Each module with what it may import. A module in parentheses may be imported at that path only, for the reason
 /// beside it.
-const ARROWS: [(&str, &str); 14] = [
-    ("app", "admin broker client config handler message seeded shutdown telemetry time worker"),
+const ARROWS: [(&str, &str); 15] = [
+    ("app", "admin broker client config handler message seeded shutdown systemd telemetry time worker"),
     ("cli", "app broker client config handler message shutdown telemetry time"),
     ("testing", "app broker client config handler message shutdown telemetry time worker"),
     ("admin", "broker client message shutdown telemetry time worker"),
@@ -20,6 +20,7 @@ const ARROWS: [(&str, &str); 14] = [
     ("telemetry", "broker message time"),
     ("broker", "message seeded shutdown telemetry time"),
     ("message", "time"),
+    ("systemd", "shutdown"),
     ("shutdown", ""),
     ("seeded", ""),
     ("time", ""),

@@ -25,3 +25,6 @@ mod cli;
 
 #[cfg(feature = "nats")]
 mod nats;
+
+#[cfg(feature = "sqlite")]
+mod deploy;
