@@ -58,8 +58,9 @@ pub struct Delivery {
     pub at: Timestamp,
     /// What our record says; `None` for an event fresh from a topic.
     pub record: Option<Box<Record>>,
-    /// The broker has handed it out before and it came back unsettled (not by a retry of ours): for
-    /// `redeliveries_total`.
+    /// It was handed out before and came back unsettled: given back, or taken from who died, was cut off or lost its
+    /// lease; not a retry of ours. For `redeliveries_total`. Kafka, where nothing is written of a delivery but its
+    /// end, knows it only of what was marked as started.
     pub redelivered: bool,
     /// It was running or about to when a worker died, so often that it must run with no other suspect.
     pub suspect: bool,

@@ -25,6 +25,9 @@ pub trait Subject: Sized + Send + 'static {
     /// Whether `order = "key"` can be had.
     const ORDERED_KEYS: bool = true;
 
+    /// Whether what was given back is known to have been handed out before, which takes a write.
+    const NOTES_RELEASES: bool = true;
+
     /// A fresh one; `None`, reported, where it is not on this machine.
     fn fresh() -> Option<Self>;
 
@@ -158,6 +161,7 @@ impl Subject for Kafka {
     const NAME: &'static str = "kafka";
     const LEASE: Duration = Duration::from_secs(6);
     const FREEZES: bool = false;
+    const NOTES_RELEASES: bool = false;
 
     fn fresh() -> Option<Self> {
         let proxy = crate::support::proxy::Proxy::to(0);

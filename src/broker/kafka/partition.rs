@@ -381,6 +381,7 @@ impl Partition {
                 *suspect &= !delivery.suspect;
             }
             delivery.needs_mark = offset < self.guarded_to;
+            delivery.redelivered = self.started.contains_key(&offset);
             into.push(delivery);
         }
         count

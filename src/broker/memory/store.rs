@@ -49,6 +49,8 @@ struct Entry {
     seq: u64,
     at: Timestamp,
     record: Option<Box<Record>>,
+    /// It was handed out and given back.
+    came_back: bool,
 }
 
 /// A place for a delivery in hand; the generation tells it from the one that had the place before.
@@ -104,7 +106,8 @@ impl Store {
     pub(super) fn publish(&self, topic: &Topic, message: Message) {
         let mut state = self.state.lock();
         let channel = self.channel(&mut state, Some(topic.shared()), Lane::Fresh);
-        let entry = Entry { message, channel, seq: state.sequence(), at: self.clock.now(), record: None };
+        let entry =
+            Entry { message, channel, seq: state.sequence(), at: self.clock.now(), record: None, came_back: false };
         self.admit(&mut state, entry);
         drop(state);
         self.wake.notify_one();
@@ -119,7 +122,8 @@ impl Store {
         let mut state = self.state.lock();
         let channel = self.channel(&mut state, record.topic.clone(), Lane::Retry);
         let now = self.clock.now();
-        let entry = Entry { message, channel, seq: state.sequence(), at: now, record: Some(Box::new(record)) };
+        let record = Some(Box::new(record));
+        let entry = Entry { message, channel, seq: state.sequence(), at: now, record, came_back: false };
         self.admit(&mut state, entry);
         drop(state);
         self.wake.notify_one();
@@ -279,6 +283,7 @@ impl Store {
                 let mut record = entry.record().again(at, attempt, failure, unroutable_since);
                 record.first_seen.get_or_insert(entry.at);
                 entry.record = Some(Box::new(record));
+                entry.came_back = false;
                 entry.channel = self.channel(state, entry.channel.place.topic.clone(), Lane::Retry);
                 self.queue(state, entry);
             }
@@ -307,6 +312,7 @@ impl Store {
 
     /// Back to where it came from, first in line.
     fn give_back(&self, state: &mut State, entry: Entry) {
+        let entry = Entry { came_back: true, ..entry };
         if entry.channel.lane == Lane::Retry { state.retry.push_front(entry) } else { state.fresh.push_front(entry) }
     }
 
@@ -412,6 +418,7 @@ impl State {
         let token = Token(index as u64, generation);
         let mut delivery = Delivery::new(entry.message.clone(), entry.channel.clone(), entry.seq, entry.at, token);
         delivery.record = entry.record.clone();
+        delivery.redelivered = entry.came_back;
         self.held[index] = Held { generation, entry: Some(entry) };
         delivery
     }

@@ -199,7 +199,7 @@ pub fn choose(found: &mut Found, credit: &Credit) -> Vec<Candidate> {
 /// Writes the move of what was chosen to `running`.
 pub fn take(script: &mut Script, worker: i64, desk: &Desk, chosen: &[Candidate]) {
     let queue = desk.id;
-    let started = |candidate: &Candidate| i64::from(!desk.queue.ordered && candidate.crashes == 0);
+    let started = |candidate: &Candidate| i64::from(!desk.is_ordered() && candidate.crashes == 0);
     let (mut plain, mut marked) = (Vec::new(), Vec::new());
     for candidate in chosen.iter().filter(|candidate| candidate.kind == 0 && candidate.class == 0) {
         if started(candidate) == 1 { plain.push(candidate.event) } else { marked.push(candidate.event) }

@@ -227,17 +227,18 @@ impl Writer {
             part.has(part_of(&item.disposition)) && owned(&item.desk, item.delivery.token.0 as i64).is_none()
         };
         if self.pending.items.iter().any(is_stale) {
-            let late: Vec<(Arc<Desk>, i64, u32)> = self
+            let due = |item: &Item| item.desk.hands(|hands| hands.get(&(item.delivery.token.0 as i64)).map(|h| h.due));
+            let late: Vec<(Arc<Desk>, i64, u32, Option<i64>)> = self
                 .pending
                 .items
                 .iter()
                 .filter(|item| is_stale(item) && item.disposition == Disposition::Ack)
-                .map(|item| (item.desk.clone(), item.delivery.token.0 as i64, item.delivery.attempt().get()))
+                .map(|item| (item.desk.clone(), item.delivery.token.0 as i64, item.delivery.attempt().get(), due(item)))
                 .collect();
             // What this process ran to its end it may claim again.
             self.stir();
-            for (desk, event, attempt) in late {
-                self.end_late(&desk, event, attempt).await?;
+            for (desk, event, attempt, due) in late {
+                self.end_late(&desk, event, attempt, due.unwrap_or(0)).await?;
             }
             self.pending.items.retain(|item| {
                 if !is_stale(item) {
@@ -263,15 +264,16 @@ impl Writer {
         Ok(())
     }
 
-    /// A success that came too late: the job ends where it waits for the very same attempt.
-    async fn end_late(&mut self, desk: &Desk, event: i64, attempt: u32) -> Result<(), sqlx::Error> {
+    /// A success that came too late: the job ends where it waits for the very same attempt, which is where it was
+    /// given back to. It is looked for nowhere else, however many wait.
+    async fn end_late(&mut self, desk: &Desk, event: i64, attempt: u32, due: i64) -> Result<(), sqlx::Error> {
         let mut script = Script::begin();
         script.add(
             "SELECT (SELECT data FROM record WHERE event = ?1 AND queue = ?2), \
              EXISTS (SELECT 1 FROM fresh WHERE queue = ?2 AND event = ?1), \
-             (SELECT min(due) FROM later WHERE queue = ?2 AND event = ?1)",
+             EXISTS (SELECT 1 FROM later WHERE queue = ?2 AND class IN (0, 1) AND due = ?3 AND event = ?1)",
         );
-        script.bind(event).bind(desk.id);
+        script.bind(event).bind(desk.id).bind(due);
         let answers = match script.run(&mut self.connection).await {
             Ok(answers) => answers,
             Err(error) => {
@@ -281,14 +283,16 @@ impl Writer {
         };
         let row = &answers[1].rows[0];
         let waits_for = super::script::text_or_null(row, 0).map_or(1, |data| stored::read(&data).attempt.get());
-        let waits = super::script::int(row, 1) == 1 || super::script::int_or_null(row, 2).is_some();
+        let waits = int(row, 1) == 1 || int(row, 2) == 1;
         let mut script = Script::default();
         if waits && waits_for == attempt {
             let list = super::script::json_list([event]);
-            for table in ["fresh", "later", "record"] {
+            for table in ["fresh", "record"] {
                 script.add(&format!("DELETE FROM {table} WHERE queue = ? AND event = ?"));
                 script.bind(desk.id).bind(event);
             }
+            script.add("DELETE FROM later WHERE queue = ? AND class IN (0, 1) AND due = ? AND event = ?");
+            script.bind(desk.id).bind(due).bind(event);
             settle::unshare(&mut script, &list);
             settle::next_heads(&mut script, desk.id, &list);
         }

@@ -16,7 +16,7 @@ use crate::time::Timestamp;
 impl Writer {
     /// Makes deliveries of what was claimed, and takes them in hand.
     pub(super) fn deliver(&mut self, desk: &Arc<Desk>, chosen: Vec<Candidate>, now: Timestamp) -> Vec<Delivery> {
-        let max = i64::from(desk.queue.max_crashes);
+        let max = desk.max_crashes();
         let mut deliveries = Vec::with_capacity(chosen.len());
         for candidate in chosen {
             let channel = self.channel(desk, candidate.topic, candidate.kind != 0);
@@ -25,6 +25,7 @@ impl Writer {
             let hand = Hand {
                 attempt,
                 suspect: candidate.class == 1,
+                due: if candidate.kind == 0 && candidate.class == 0 { 0 } else { candidate.due },
                 shared: candidate.shared,
                 recorded: candidate.recorded,
                 claimed: now,
@@ -39,8 +40,8 @@ impl Writer {
             delivery.record = record.map(Box::new);
             delivery.condemned = candidate.crashes >= max;
             delivery.suspect = !delivery.condemned && candidate.crashes >= max - 1;
-            delivery.needs_mark = desk.queue.ordered || candidate.crashes > 0;
-            delivery.redelivered = candidate.crashes > 0;
+            delivery.needs_mark = desk.is_ordered() || candidate.crashes > 0;
+            delivery.redelivered = came_back(&candidate);
             deliveries.push(delivery);
         }
         deliveries
@@ -51,7 +52,7 @@ impl Writer {
         let channel = self.channels.entry((desk.id, topic, retry)).or_insert_with(|| {
             let name = topic.and_then(|id| directory.topics.iter().find(|(_, (known, _))| *known == id));
             let name: Option<Arc<str>> = name.map(|(name, _)| name.as_str().into());
-            let shown = name.clone().unwrap_or_else(|| desk.queue.name.shared());
+            let shown = name.clone().unwrap_or_else(|| desk.name.shared());
             Arc::new(Channel {
                 lane: if retry { Lane::Retry } else { Lane::Fresh },
                 place: Arc::new(Place {
@@ -108,6 +109,12 @@ fn record_of(candidate: &Candidate) -> Option<Record> {
         }),
         None => None,
     }
+}
+
+/// Whether it was handed out before and given back, by whoever had it or on its behalf: see
+/// [`give_back`](super::settle::give_back).
+fn came_back(candidate: &Candidate) -> bool {
+    candidate.recorded && candidate.data.as_deref().is_none_or(stored::came_back)
 }
 
 fn unpack(candidate: &Candidate) -> Message {

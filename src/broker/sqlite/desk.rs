@@ -1,6 +1,7 @@
 //! Where a queue's source and the writer meet, and what of the queue this process has in hand.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
@@ -9,14 +10,19 @@ use tokio_util::sync::CancellationToken;
 use super::command::Command;
 use crate::broker::delivery::{Delivery, Leases, Lost, Token};
 use crate::broker::{Credit, Error, Queue, Trouble};
+use crate::message::QueueName;
 use crate::time::Timestamp;
 
 /// One queue that this process works.
 pub struct Desk {
-    /// The queue as configured.
-    pub queue: Queue,
+    /// The queue's name.
+    pub name: QueueName,
     /// Its number in the file.
     pub id: i64,
+    /// See [`Queue::ordered`].
+    ordered: AtomicBool,
+    /// See [`Queue::max_crashes`].
+    max_crashes: AtomicU32,
     /// Weak: the writer owns the desks, and ends when nobody else can ask it any more.
     commands: mpsc::WeakUnboundedSender<Command>,
     state: Mutex<State>,
@@ -51,6 +57,8 @@ pub struct Hand {
     pub attempt: u32,
     /// It came from the suspects.
     pub suspect: bool,
+    /// When it was due, as `later` says it: where it is given back, it lies there again. 0 in the fresh lane.
+    pub due: i64,
     /// Several queues heard its event.
     pub shared: bool,
     /// There is a row of `record` for it.
@@ -65,9 +73,30 @@ pub struct Hand {
 
 impl Desk {
     /// A desk without anything on it.
-    pub fn new(queue: Queue, id: i64, commands: mpsc::WeakUnboundedSender<Command>) -> Self {
-        let hands = Mutex::new(HashMap::with_hasher(foldhash::fast::FixedState::default()));
-        Self { queue, id, commands, state: Mutex::default(), arrived: Notify::new(), hands, trouble: Mutex::default() }
+    pub fn new(queue: &Queue, id: i64, commands: mpsc::WeakUnboundedSender<Command>) -> Self {
+        let desk = Self {
+            name: queue.name.clone(),
+            id,
+            ordered: AtomicBool::default(),
+            max_crashes: AtomicU32::default(),
+            commands,
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            hands: Mutex::new(HashMap::with_hasher(foldhash::fast::FixedState::default())),
+            trouble: Mutex::default(),
+        };
+        desk.reopen(queue);
+        desk
+    }
+
+    /// Whether it is worked in key order.
+    pub fn is_ordered(&self) -> bool {
+        self.ordered.load(Ordering::Relaxed)
+    }
+
+    /// Crashes that condemn.
+    pub fn max_crashes(&self) -> i64 {
+        i64::from(self.max_crashes.load(Ordering::Relaxed))
     }
 
     /// Waits for deliveries; see [`Source::receive`](crate::broker::Source::receive).
@@ -161,8 +190,10 @@ impl Desk {
         self.arrived.notify_one();
     }
 
-    /// Begins intake again: the queue was opened a second time.
-    pub fn reopen(&self) {
+    /// Begins intake again: the queue was opened, the last word on its settings counts.
+    pub fn reopen(&self, queue: &Queue) {
+        self.ordered.store(queue.ordered, Ordering::Relaxed);
+        self.max_crashes.store(queue.max_crashes, Ordering::Relaxed);
         self.state.lock().stopped = false;
     }
 

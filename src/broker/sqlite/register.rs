@@ -115,7 +115,7 @@ fn put_in_order(script: &mut Script, queue: i64) {
     script.add(
         "INSERT INTO head (queue, grp, key, event, moved) SELECT b.queue, b.grp, b.key, \
          coalesce(min(CASE WHEN EXISTS (SELECT 1 FROM running r WHERE r.queue = b.queue AND r.event = b.event) \
-           OR EXISTS (SELECT 1 FROM record x WHERE x.queue = b.queue AND x.event = b.event) THEN b.event END), min(b.event)), 0 \
+           OR EXISTS (SELECT 1 FROM record x WHERE x.queue = b.queue AND x.event = b.event AND (x.data IS NOT NULL OR x.crashes > 0)) THEN b.event END), min(b.event)), 0 \
          FROM blocked b WHERE b.queue = ? GROUP BY b.grp, b.key",
     );
     script.bind(queue);

@@ -184,8 +184,14 @@ pub fn among(script: &mut Script, statement: &str, column: &str, events: &mut [i
     }
 }
 
-/// Puts units that `which` names back where they came from. `bind` binds its arguments, once for each statement.
+/// Puts units that `which` names back where they came from, and notes that they came back: in a record's data, which
+/// the next retry writes anew, else as a record without any. `bind` binds its arguments, once for each statement.
 pub fn give_back(script: &mut Script, which: &str, bind: impl Fn(&mut Script)) {
+    script.add(&format!(
+        "INSERT INTO record (event, queue, crashes) SELECT event, queue, 0 FROM running WHERE {which} \
+         ON CONFLICT (event, queue) DO UPDATE SET data = json_set(data, '$.back', 1) WHERE data IS NOT NULL"
+    ));
+    bind(script);
     script.add(&format!("INSERT INTO fresh SELECT queue, event FROM running WHERE {which} AND kind = 0 AND class = 0"));
     bind(script);
     script.add(&format!(

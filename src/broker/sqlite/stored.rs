@@ -67,6 +67,16 @@ pub fn write(record: &Record) -> String {
     serde_json::to_string(&stored).expect("strings and numbers always serialize")
 }
 
+/// Whether [`give_back`](super::settle::give_back) noted since that the unit came back.
+pub fn came_back(text: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Note {
+        #[serde(default)]
+        back: u8,
+    }
+    serde_json::from_str(text).is_ok_and(|Note { back }| back == 1)
+}
+
 /// Reads what [`write`] wrote. What cannot be read is a first attempt: the job must not be lost over it.
 pub fn read(text: &str) -> Record {
     let stored: Stored = serde_json::from_str(text).unwrap_or_default();

@@ -257,10 +257,10 @@ impl Writer {
             .await
             .map_err(|error| fault::explain(&error, &self.path))?;
         if let Some(station) = self.stations.get(&id) {
-            station.desk.reopen();
+            station.desk.reopen(&queue);
             return Ok(station.desk.clone());
         }
-        let desk = Arc::new(Desk::new(queue, id, commands));
+        let desk = Arc::new(Desk::new(&queue, id, commands));
         self.stations.insert(id, Station { desk: desk.clone(), dirty: true, shy: false, next_due: None });
         Ok(desk)
     }

@@ -272,3 +272,44 @@ async fn a_lock_that_outlasts_every_lease_takes_no_job_away() {
     assert_eq!(settle(&first, held, &Disposition::Ack).await, [Settled::Stored, Settled::Stored]);
     assert_eq!(beside(&path, "SELECT count(*) FROM worker").await, 6);
 }
+
+#[tokio::test]
+async fn a_late_success_ends_a_retry_that_waits_among_many() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    publish(&one, "t", &["a"]).await;
+    let held = receive(&mut first, 1).await;
+    settle(&first, held, &retry_at(Clock::System.now(), 2)).await;
+    let held = receive(&mut first, 1).await;
+    assert_eq!((held[0].attempt().get(), held[0].redelivered), (2, false));
+    beside(&path, FROZEN).await;
+    let (two, mut second) = named(&path, "two", &q).await;
+    publish(&two, "t", &["b"]).await;
+    let taken = receive(&mut second, 1).await;
+    // Whichever it took, the other waits.
+    let (b, a) = if bodies(&taken) == ["b"] { (taken, None) } else { (receive(&mut second, 1).await, Some(taken)) };
+    assert_eq!(bodies(&b), ["b"]);
+    assert_eq!(settle(&first, held, &Disposition::Ack).await, [Settled::Stale]);
+    match a {
+        Some(a) => assert!(a[0].redelivered && a[0].attempt().get() == 2),
+        None => assert_eq!(beside(&path, "SELECT count(*) FROM later").await, 0, "it ended where it waited"),
+    }
+    settle(&second, b, &Disposition::Ack).await;
+}
+
+#[tokio::test]
+async fn the_last_word_on_a_queue_counts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (broker, mut opened) = named(&path, "one", &q).await;
+    publish(&broker, "t", &["a"]).await;
+    opened.source.stop().await;
+    let mut opened = broker.open(&Queue { ordered: true, max_crashes: 2, ..q }).await.expect("opens again");
+    let held = receive(&mut opened, 1).await;
+    assert!(held[0].needs_mark, "a queue in key order marks its starts");
+    assert_eq!(settle(&opened, held, &Disposition::Ack).await, [Settled::Stored]);
+    broker.close().await;
+}
