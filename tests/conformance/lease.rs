@@ -10,7 +10,9 @@ use super::bench::{Bench, bodies, body, dead, numbered, refs, retry, sorted};
 
 pub async fn dead_worker<S: Subject>(mut bench: Bench<S>) {
     if !S::LASTING || !S::FREEZES {
-        return S::inapplicable("it dies with its worker, or only a whole process can die");
+        return S::inapplicable(
+            "it dies with its worker, or only a whole process can die (its ledger kills processes)",
+        );
     }
     let queue = bench.queue("invoice", &["orders"]);
     let first = bench.connect().await;
@@ -58,7 +60,9 @@ pub async fn outlives_lease<S: Subject>(mut bench: Bench<S>) {
 
 pub async fn stale_changes_nothing<S: Subject>(mut bench: Bench<S>) {
     if !S::LASTING || !S::FREEZES {
-        return S::inapplicable("nobody else could own a delivery, or only a whole process can be frozen");
+        return S::inapplicable(
+            "nobody else could own a delivery, or only a whole process can be frozen (its ledger freezes processes)",
+        );
     }
     let queue = bench.queue("invoice", &["orders"]);
     let first = bench.connect().await;

@@ -2,7 +2,15 @@
 //!
 //! The fifteen promises of the design, against the traits of `windlass::broker` alone: what holds here holds for the
 //! worker, whichever broker it runs on. A new broker is a [`Subject`](subject::Subject) and a line at the end of
-//! this file. What takes a whole process to show (`kill -9`, a frozen worker, a drain under load) is in `process`.
+//! this file.
+//!
+//! What a broker cannot show is printed, `not applicable to BROKER: PROMISE: WHY`, in a run that passes too.
+//!
+//! The same promises over whole processes are the ledger's, whose judge sees what handlers did: 1, 3, 5, 6, 7, 10, 11
+//! and 12 by `kill -9` of workers and restarts of brokers, 4 and 14 by drains under load, 8 by handlers that keep
+//! every thread for longer than the lease, 9 by workers frozen past their lease, 13 by backlogs many times the slots,
+//! 15 by restarts, cuts and full disks. Of 2 the judge sees the slots; bytes are shown here alone. The verbs are in
+//! `tests/cli`.
 
 pub mod subject;
 

@@ -9,9 +9,19 @@ use windlass::time::Clock;
 use super::Subject;
 use super::bench::{Bench, bodies, body, credit, dead, retry};
 
+/// A broker that cannot keep the order of keys says so, before anything runs out of order.
+async fn refused<S: Subject>(mut bench: Bench<S>) {
+    let queue = bench.ordered("ledger", &["entries"]);
+    let site = bench.connect().await;
+    let refused = site.broker.open(&queue).await.err().expect("it cannot keep this order");
+    assert_eq!(refused.exit_code(), 78, "{refused}");
+    S::inapplicable(&format!("it refuses such a queue: {refused}"));
+    site.close().await;
+}
+
 pub async fn one_at_a_time<S: Subject>(mut bench: Bench<S>) {
     if !S::ORDERED_KEYS {
-        return S::inapplicable("it refuses such a queue");
+        return refused(bench).await;
     }
     let queue = bench.ordered("ledger", &["entries"]);
     let site = bench.connect().await;
@@ -45,7 +55,7 @@ pub async fn one_at_a_time<S: Subject>(mut bench: Bench<S>) {
 
 pub async fn retry_holds_key<S: Subject>(mut bench: Bench<S>) {
     if !S::ORDERED_KEYS {
-        return S::inapplicable("it refuses such a queue");
+        return refused(bench).await;
     }
     let queue = bench.ordered("ledger", &["entries"]);
     let site = bench.connect().await;
@@ -78,7 +88,7 @@ pub async fn retry_holds_key<S: Subject>(mut bench: Bench<S>) {
 
 pub async fn survives_restart<S: Subject>(mut bench: Bench<S>) {
     if !S::ORDERED_KEYS {
-        return S::inapplicable("it refuses such a queue");
+        return refused(bench).await;
     }
     if !S::LASTING {
         return S::inapplicable("it does not restart");

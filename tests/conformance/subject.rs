@@ -39,9 +39,13 @@ pub trait Subject: Sized + Send + 'static {
         false
     }
 
-    /// Says that a promise is not this broker's to break.
+    /// Says that a promise is not this broker's to break: past what catches a passing test's output, so that whoever
+    /// reads the run sees what it did not show.
     fn inapplicable(why: &str) {
-        eprintln!("does not apply to {}: {why}", Self::NAME);
+        use std::io::Write;
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // There is nobody left to tell.
+        let _ = writeln!(std::io::stderr(), "not applicable to {}: {test}: {why}", Self::NAME);
     }
 
     /// Cuts every connection to it and serves new ones; `false` where there are no connections. Fails the test
@@ -73,6 +77,15 @@ impl Subject for Memory {
 pub struct Sqlite(tempfile::TempDir);
 
 #[cfg(feature = "sqlite")]
+impl Sqlite {
+    /// A fresh one in a folder of its own within `folder`.
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only the ledger chooses where it lies"))]
+    pub fn within(folder: &std::path::Path) -> Self {
+        Self(tempfile::tempdir_in(folder).expect("a folder"))
+    }
+}
+
+#[cfg(feature = "sqlite")]
 impl Subject for Sqlite {
     const NAME: &'static str = "sqlite";
     const LEASE: Duration = Duration::from_secs(1);
@@ -83,6 +96,24 @@ impl Subject for Sqlite {
 
     fn address(&self) -> String {
         format!("sqlite://{}", self.0.path().join("queue.db").display())
+    }
+
+    /// Somebody else locks the file, for longer than the lease: the nearest thing to a broker that is away.
+    fn cut(&mut self) -> bool {
+        use sqlx::ConnectOptions;
+        let file = sqlx::sqlite::SqliteConnectOptions::new().filename(self.0.path().join("queue.db"));
+        let locking = async move {
+            let mut connection = file.busy_timeout(Duration::from_secs(30)).connect().await.expect("it can be opened");
+            sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.expect("it can be locked");
+            tokio::time::sleep(Self::LEASE * 2).await;
+            sqlx::query("ROLLBACK").execute(&mut connection).await.expect("it was locked");
+        };
+        let lock = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime can be built").block_on(locking);
+        });
+        lock.join().expect("the file can be locked");
+        true
     }
 }
 
