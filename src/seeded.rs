@@ -23,6 +23,23 @@ const BUGS: [(&str, &str); 15] = [
     ("order-ignored", "a queue in key order is worked as one that is not"),
 ];
 
+/// Milliseconds by which the machine's wall clock is wrong: a step that concerns one process' tests only.
+#[cfg(not(feature = "seeded-bugs"))]
+#[inline(always)]
+pub(crate) const fn clock_step() -> i64 {
+    0
+}
+
+/// Milliseconds by which the machine's wall clock is wrong, as the file that `WINDLASS_SEEDED_CLOCK` names says at this
+/// moment: a step that concerns one story only.
+#[cfg(feature = "seeded-bugs")]
+pub(crate) fn clock_step() -> i64 {
+    static FILE: std::sync::LazyLock<Option<std::ffi::OsString>> =
+        std::sync::LazyLock::new(|| std::env::var_os("WINDLASS_SEEDED_CLOCK"));
+    let Some(file) = &*FILE else { return 0 };
+    std::fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Whether this bug was chosen.
 #[cfg(not(feature = "seeded-bugs"))]
 #[inline(always)]

@@ -7,6 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::seeded;
+
 /// Milliseconds since the Unix epoch, UTC. What every record, header and column of ours stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
@@ -103,10 +105,13 @@ impl Clock {
     /// The wall-clock time.
     pub fn now(&self) -> Timestamp {
         match self {
-            Self::System => Timestamp(match SystemTime::now().duration_since(UNIX_EPOCH) {
-                Ok(since) => since.as_millis() as i64,
-                Err(before) => -(before.duration().as_millis() as i64),
-            }),
+            Self::System => {
+                let now = match SystemTime::now().duration_since(UNIX_EPOCH) {
+                    Ok(since) => since.as_millis() as i64,
+                    Err(before) => -(before.duration().as_millis() as i64),
+                };
+                Timestamp(now + seeded::clock_step())
+            }
             Self::Tokio { base, since } => base.after(since.elapsed()),
             Self::Stopped(clock) => clock.now(),
         }

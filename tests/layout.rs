@@ -23,7 +23,7 @@ const ARROWS: [(&str, &str); 15] = [
     ("systemd", "shutdown"),
     ("shutdown", ""),
     ("seeded", ""),
-    ("time", ""),
+    ("time", "seeded"),
 ];
 
 /// Client libraries, and the one folder that may name each.

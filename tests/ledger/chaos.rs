@@ -10,20 +10,20 @@ use crate::support::tool;
 /// Workers that work beside each other.
 const WORKERS: usize = 3;
 
-fn site<S: Subject>(seed: u64) -> Option<Site<S>> {
+pub(super) fn site<S: Subject>(seed: u64) -> Option<Site<S>> {
     let mut site = Site::<S>::new(seed, None)?;
     (0..WORKERS).for_each(|_| site.start());
     Some(site)
 }
 
 /// Another one each time; `WINDLASS_TEST_SEED` tells a story again, as far as processes let themselves be told.
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let given = std::env::var("WINDLASS_TEST_SEED").ok();
     given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("WINDLASS_TEST_SEED is a number"))
 }
 
 #[track_caller]
-fn clean(verdict: &Verdict) {
+pub(super) fn clean(verdict: &Verdict) {
     assert!(verdict.findings.is_empty(), "{verdict}");
 }
 

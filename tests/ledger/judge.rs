@@ -91,8 +91,10 @@ pub enum Kind {
     Frozen,
     /// Told to leave.
     Left,
-    /// The broker was killed, restarted or changed its leader.
+    /// The broker was killed, restarted or changed its leader, its disk was full, or every worker was cut off from it.
     Broker,
+    /// The wall clock was set.
+    Stepped,
 }
 
 /// What the workers were told.
@@ -213,7 +215,10 @@ impl Run {
 type Runs = HashMap<(String, u64), Vec<Run>>;
 
 /// How long a thawed worker may not have noticed yet that its leases are gone.
-const THAW: u64 = 250_000_000;
+const THAW: u64 = 0;
+
+/// Jobs that end at once share one look at the wall clock: so old it may be when it becomes a due time.
+const READ_ONCE: u64 = 250_000_000;
 
 /// A wall clock in milliseconds stands between a failure and its retry, and the two clocks drift a little.
 const CLOCKS: u64 = 2_000_000;
@@ -330,6 +335,8 @@ fn hit(story: &Story, run: &Run, kind: Kind) -> bool {
             }
             Kind::Frozen => open && fault.to - fault.from >= nanos(rules.lease) * 3 / 4,
             Kind::Left => run.how == Some(What::Cancelled) && run.end >= fault.from + nanos(rules.grace),
+            // Leases are on another clock, and nothing but due times on this one.
+            Kind::Stepped => false,
         }
     })
 }
@@ -431,7 +438,10 @@ fn early(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
         let Some(failed) = failures.map(|failure| failure.end).filter(|end| *end <= run.start).min() else { continue };
         let grown = first.as_secs_f64() * factor.powi(run.attempt as i32 - 2);
         let delay = Duration::from_secs_f64(grown.min(max.as_secs_f64()));
-        if run.start + CLOCKS < failed + nanos(delay) {
+        // Due times are by the wall clock: what waited while it was set forward is due at once.
+        let set =
+            |fault: &Fault| fault.kind == Kind::Stepped && fault.to + READ_ONCE >= failed && fault.from <= run.start;
+        if run.start + CLOCKS < failed + nanos(delay) && !story.faults.iter().any(set) {
             let after = Duration::from_nanos(run.start - failed);
             let what = format_args!("attempt {} began after {after:?} and not after {delay:?}", run.attempt);
             verdict.add(Rule::Early, job, what);

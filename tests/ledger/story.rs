@@ -53,7 +53,11 @@ impl<S: Subject> Site<S> {
     /// A site with nothing published and nobody working; `None`: the broker is not on this machine. `bug`: one that
     /// the workers have.
     pub fn new(seed: u64, bug: Option<&'static str>) -> Option<Self> {
-        let subject = S::fresh()?;
+        Some(Self::with(S::fresh()?, seed, bug))
+    }
+
+    /// The same on this broker.
+    pub fn with(subject: S, seed: u64, bug: Option<&'static str>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let rules = Rules { lease: lease::<S>(), grace: Duration::from_millis(300), ..Rules::default() };
         std::fs::write(dir.path().join("windlass.toml"), config(&subject.address(), &rules, S::ORDERED_KEYS))
@@ -69,7 +73,7 @@ impl<S: Subject> Site<S> {
         let broker = connected.expect("the broker can be reached");
         let client = Client::new(broker.publisher(), namespace);
         eprintln!("{} with seed {seed}", S::NAME);
-        Some(Self {
+        Self {
             subject,
             random: fastrand::Rng::with_seed(seed),
             ledger: File::open(&path).expect("it was just written"),
@@ -83,16 +87,28 @@ impl<S: Subject> Site<S> {
             story: Story { rules, ..Story::default() },
             ended: HashSet::new(),
             next: 1,
-        })
+        }
     }
 
     /// Publishes so many jobs of mixed behaviour, which two queues hear, and so many in key order; all confirmed.
     pub fn publish(&mut self, mixed: usize, keyed: usize) {
+        self.publish_planned(mixed, keyed, None);
+    }
+
+    /// Publishes jobs that succeed and keep their thread for so long.
+    pub fn publish_rude(&mut self, jobs: usize, lasting: Duration) {
+        self.publish_planned(jobs, 0, Some(lasting.as_millis() as u64));
+    }
+
+    fn publish_planned(&mut self, mixed: usize, keyed: usize, rude: Option<u64>) {
         let mut drafts = Vec::new();
         for index in 0..mixed + keyed {
             let (number, in_order) = (self.next, index >= mixed);
             self.next += 1;
-            let plan = plan(&mut self.random, in_order);
+            let plan = match rude {
+                Some(ms) => Plan { done_at: 1, fails: "block", ms, ends: Ends::Done, attempts: 1 },
+                None => plan(&mut self.random, in_order),
+            };
             let body = plan.body(number);
             let key = (in_order && S::ORDERED_KEYS).then(|| (format!("k{}", number % KEYS), number));
             let topic = if in_order { "keyed" } else { "mixed" };
@@ -124,6 +140,7 @@ impl<S: Subject> Site<S> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ledger-worker"));
         worker::clean(&mut command, self.dir.path());
         command.arg("run").env("LEDGER_FILE", self.dir.path().join("ledger")).env("RUST_BACKTRACE", "0");
+        command.env("WINDLASS_SEEDED_CLOCK", self.dir.path().join("clock"));
         if let Some(bug) = self.bug {
             command.env("WINDLASS_SEEDED_BUG", bug);
         }
@@ -173,6 +190,40 @@ impl<S: Subject> Site<S> {
         if self.subject.restart() {
             self.fault(Kind::Broker, None, from);
         }
+    }
+
+    /// Sets the wall clock of every worker, by so many milliseconds from the true time.
+    pub fn set_clock(&mut self, off: i64) {
+        let from = record::now();
+        let (new, clock) = (self.dir.path().join("clock.new"), self.dir.path().join("clock"));
+        std::fs::write(&new, off.to_string()).expect("a file");
+        // At once: nobody reads half a number.
+        std::fs::rename(new, clock).expect("a name");
+        self.fault(Kind::Stepped, None, from);
+    }
+
+    /// Cuts every connection to the broker; `false` where there are none.
+    pub fn cut(&mut self) -> bool {
+        let from = record::now();
+        let is_cut = self.subject.cut();
+        if is_cut {
+            self.fault(Kind::Broker, None, from);
+        }
+        is_cut
+    }
+
+    /// Does something that no worker and no broker could do anything about: whatever it hit is explained.
+    #[cfg(feature = "sqlite")]
+    pub fn disturb(&mut self, disturb: impl FnOnce(&mut Self)) {
+        let from = record::now();
+        disturb(self);
+        self.fault(Kind::Broker, None, from);
+    }
+
+    /// Where the workers' configuration is.
+    #[cfg(feature = "sqlite")]
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
     }
 
     fn fault(&mut self, kind: Kind, pid: Option<u32>, from: u64) {

@@ -35,6 +35,8 @@ enum Fails {
     Permanent,
     Panic,
     Timeout,
+    /// It does not: it keeps its thread for `ms`, and everything else that would run there.
+    Block,
 }
 
 /// Writes the start of a run, and its end however it ends.
@@ -91,7 +93,9 @@ async fn job(plan: Plan, cx: Context) -> Result<(), Error> {
     if !succeeds && plan.fails == Fails::Timeout {
         std::future::pending::<()>().await;
     }
-    if plan.ms > 0 {
+    if plan.fails == Fails::Block {
+        std::thread::sleep(Duration::from_millis(plan.ms));
+    } else if plan.ms > 0 {
         tokio::time::sleep(Duration::from_millis(plan.ms)).await;
     }
     if succeeds {
@@ -104,7 +108,7 @@ async fn job(plan: Plan, cx: Context) -> Result<(), Error> {
             run.end(What::Refused);
             Err(Error::permanent("as planned"))
         }
-        Fails::Error | Fails::Timeout => {
+        Fails::Error | Fails::Timeout | Fails::Block => {
             run.end(What::Failed);
             Err(Error::retry("ledger::Planned", "as planned"))
         }
