@@ -58,6 +58,9 @@ pub struct Delivery {
     pub at: Timestamp,
     /// What our record says; `None` for an event fresh from a topic.
     pub record: Option<Box<Record>>,
+    /// It is a record of ours that cannot be read (torn, or of a version that this worker does not know), and why: it
+    /// is malformed, and kept with all of its headers.
+    pub unreadable: Option<Box<str>>,
     /// It was handed out before and came back unsettled: given back, or taken from who died, was cut off or lost its
     /// lease; not a retry of ours. For `redeliveries_total`. Kafka, where nothing is written of a delivery but its
     /// end, knows it only of what was marked as started.
@@ -82,6 +85,7 @@ impl Delivery {
             seq,
             at,
             record: None,
+            unreadable: None,
             redelivered: false,
             suspect: false,
             condemned: false,

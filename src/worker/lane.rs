@@ -333,6 +333,10 @@ fn prepare<'a>(
 ) -> Result<(&'a Arc<Route>, Context), Box<Refused>> {
     let origin = delivery.origin();
     let record = delivery.record.as_deref();
+    if let Some(why) = &delivery.unreadable {
+        let outcome = Outcome::Malformed(why.to_string());
+        return Err(Box::new(Refused { outcome, event: None, route: None }));
+    }
     let event = match decode(&delivery.message, &origin, record) {
         Ok(event) => event,
         Err(malformed) => {
