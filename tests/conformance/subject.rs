@@ -22,6 +22,9 @@ pub trait Subject: Sized + Send + 'static {
     /// clients reads them; values of one name keep theirs.
     const ORDERED_HEADERS: bool = true;
 
+    /// The longest that a finished job may be unconfirmed on a slow machine.
+    const UNCONFIRMED: Duration = Duration::from_secs(2);
+
     /// Whether `order = "key"` can be had.
     const ORDERED_KEYS: bool = true;
 
@@ -193,6 +196,8 @@ impl Subject for Kafka {
     const LEASE: Duration = Duration::from_secs(6);
     const FREEZES: bool = false;
     const NOTES_RELEASES: bool = false;
+    /// A commit waits behind its member's join, which waits for the session of a dead member; others may die meanwhile.
+    const UNCONFIRMED: Duration = Duration::from_secs(30);
 
     fn fresh() -> Option<Self> {
         let proxy = crate::support::proxy::Proxy::to(0);

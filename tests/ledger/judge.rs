@@ -486,7 +486,11 @@ fn order(story: &Story, runs: &Runs, verdict: &mut Verdict) {
         for pair in jobs.windows(2) {
             let of = |job: &Job| runs.get(&(job.queue.clone(), job.number)).map_or(&[][..], Vec::as_slice);
             let Some(began) = of(pair[1]).iter().map(|run| run.start).min() else { continue };
-            let late = of(pair[0]).iter().any(|run| run.end > began && !blind(story, run));
+            // What had ended before, and was not confirmed when a fault came, runs again in the order of its key.
+            let ended = of(pair[0]).iter().filter(|run| run.end <= began && run.how.is_some());
+            let again = ended.map(|run| explains(story, run)).next_back().unwrap_or(false);
+            let late =
+                of(pair[0]).iter().any(|run| run.end > began && !blind(story, run) && !(again && run.start > began));
             let never = of(pair[0]).is_empty() && pair[0].attempts > 0;
             if late || never {
                 verdict.add(Rule::Order, pair[1], format_args!("it began before job {} had ended", pair[0].number));

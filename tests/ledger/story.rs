@@ -24,6 +24,8 @@ const ATTEMPTS: u32 = 4;
 const MIXED: [&str; 2] = ["mixed", "copy"];
 const KEYED: &str = "keyed";
 const KEYS: u64 = 24;
+/// The level that workers log at, for whoever looks for a cause: what they wrote is kept then where something is wrong.
+const LOG: &str = "LEDGER_LOG";
 
 /// Long enough that a worker which the machine lets wait does not look frozen.
 pub fn lease<S: Subject>() -> Duration {
@@ -47,6 +49,8 @@ pub struct Site<S: Subject> {
     story: Story,
     ended: HashSet<(String, u64)>,
     next: u64,
+    /// Before this the broker is not asked again what it holds: asking costs some of them much.
+    rests: Instant,
 }
 
 impl<S: Subject> Site<S> {
@@ -59,7 +63,12 @@ impl<S: Subject> Site<S> {
     /// The same on this broker.
     pub fn with(subject: S, seed: u64, bug: Option<&'static str>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let rules = Rules { lease: lease::<S>(), grace: Duration::from_millis(300), ..Rules::default() };
+        let rules = Rules {
+            lease: lease::<S>(),
+            grace: Duration::from_millis(300),
+            unconfirmed: S::UNCONFIRMED,
+            ..Rules::default()
+        };
         std::fs::write(dir.path().join("windlass.toml"), config(&subject.address(), &rules, S::ORDERED_KEYS))
             .expect("a file");
         let path = dir.path().join("ledger");
@@ -87,6 +96,7 @@ impl<S: Subject> Site<S> {
             story: Story { rules, ..Story::default() },
             ended: HashSet::new(),
             next: 1,
+            rests: Instant::now(),
         }
     }
 
@@ -262,7 +272,12 @@ impl<S: Subject> Site<S> {
             assert!(worker.process.poll().is_none(), "a worker left by itself\n{}", worker.process.tail());
         }
         self.runs();
+        let begun = Instant::now();
+        if begun < self.rests {
+            return false;
+        }
         let (left, dead) = self.held();
+        self.rests = Instant::now() + begun.elapsed() * 5;
         left.values().all(|left| *left == 0) && self.ended.len() as u64 + dead >= self.story.jobs.len() as u64
     }
 
@@ -285,6 +300,7 @@ impl<S: Subject> Site<S> {
         while !self.is_settled() && begun.elapsed() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }
+        self.rests = Instant::now();
         let stuck = !self.is_settled();
         while !self.workers.is_empty() && !stuck {
             self.drain(0);
@@ -297,8 +313,15 @@ impl<S: Subject> Site<S> {
         self.runtime.block_on(self.broker.close());
         let verdict = judge::judge(&self.story);
         eprintln!("{verdict}");
-        if stuck {
+        if stuck || !verdict.findings.is_empty() {
             tails.iter().take(1).for_each(|tail| eprintln!("{tail}"));
+            // What is no line of the log is a panic.
+            let odd = tails.iter().skip(1).flat_map(|tail| tail.lines()).filter(|line| !line.starts_with('{'));
+            odd.for_each(|line| eprintln!("{line}"));
+            if std::env::var_os(LOG).is_some() {
+                let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a temporary folder"));
+                eprintln!("what the workers wrote is in {}", dir.keep().display());
+            }
         }
         verdict
     }
@@ -375,10 +398,11 @@ fn config(address: &str, rules: &Rules, orders: bool) -> String {
     };
     format!(
         "broker = \"{address}\"\nnamespace = \"ledger\"\n[worker]\nslots = {}\ngrace = \"{}\"\nlease = \"{}\"\n\
-         [log]\nlevel = \"warn\"\n{}{}{}",
+         [log]\nlevel = \"{}\"\n[kafka]\nin_place = \"150ms\"\n{}{}{}",
         rules.slots,
         format_duration(rules.grace),
         format_duration(rules.lease),
+        std::env::var(LOG).as_deref().unwrap_or("warn"),
         queue(MIXED[0], "mixed", "none"),
         queue(MIXED[1], "mixed", "none"),
         queue(KEYED, "keyed", if orders { "key" } else { "none" }),

@@ -116,7 +116,7 @@ impl Node {
                 .next()
                 .is_some_and(|text| text.contains("Kafka Server started"))
         });
-        wait::until("the broker answers", Duration::from_secs(30), || answers(port));
+        wait::until("the broker answers", Duration::from_secs(60), || answers(port));
     }
 
     /// Starts it again on its port and its folder, and waits until it answers.

@@ -152,6 +152,15 @@ fn a_key_is_in_order() {
     keyed(3, 5).breaks(&[Rule::Order]);
     // A worker that was frozen past its lease may still be at it.
     keyed(1_500, 3_000).fault(Kind::Frozen, Some(7), 10, 2_000).breaks(&[]);
+    // What had ended and was not confirmed when its worker died runs again in order.
+    let killed = || {
+        let mut tale = Tale(Story::default(), 0);
+        tale.job(1, Some(("k", 0)), Ends::Done, 1);
+        tale.job(2, Some(("k", 1)), Ends::Done, 1);
+        tale.run(1, 7, 1, 0, done(5)).run(2, 7, 1, 6, done(9)).run(1, 8, 1, 50, done(55)).run(2, 8, 1, 60, done(65))
+    };
+    killed().fault(Kind::Killed, Some(7), 10, 10).breaks(&[]);
+    killed().breaks(&[Rule::Duplicate, Rule::Order]);
     // A retry of the first after the second.
     let mut tale = Tale(Story::default(), 0);
     tale.job(1, Some(("k", 0)), Ends::Done, 2);
