@@ -23,6 +23,8 @@ pub struct Desk {
     pub namespace: Namespace,
     /// Settings that a test may change before it connects.
     pub kafka: broker::KafkaOptions,
+    /// By how much the clocks of those who connect from now on are ahead.
+    pub ahead: Duration,
     queues: Vec<Queue>,
     workers: AtomicU32,
 }
@@ -51,8 +53,21 @@ impl Desk {
             address,
             namespace: Namespace::new(&name).unwrap(),
             kafka: broker::KafkaOptions::default(),
+            ahead: Duration::ZERO,
             queues: Vec::new(),
             workers: AtomicU32::new(0),
+        }
+    }
+
+    /// The same namespace for others, with no queue yet.
+    pub fn again(&self) -> Self {
+        Self {
+            address: self.address.clone(),
+            namespace: self.namespace.clone(),
+            kafka: self.kafka.clone(),
+            ahead: self.ahead,
+            queues: Vec::new(),
+            workers: AtomicU32::new(self.workers.load(Ordering::Relaxed)),
         }
     }
 
@@ -77,10 +92,18 @@ impl Desk {
         queue
     }
 
-    /// A connection, as a worker has one.
-    pub async fn connect(&self) -> Arc<dyn Broker> {
+    /// The clock of those who connect now.
+    pub fn clock(&self) -> Clock {
+        match self.ahead {
+            Duration::ZERO => Clock::System,
+            ahead => Clock::Tokio { base: Clock::System.now().after(ahead), since: tokio::time::Instant::now() },
+        }
+    }
+
+    /// The options of those who connect now.
+    pub fn options(&self) -> Options {
         let worker = self.workers.fetch_add(1, Ordering::Relaxed);
-        let options = Options {
+        Options {
             namespace: self.namespace.clone(),
             namespace_set: true,
             role: Role::Worker,
@@ -89,11 +112,62 @@ impl Desk {
             grace: Duration::from_secs(3),
             queues: self.queues.clone(),
             worker: format!("w{worker}").into(),
-            clock: Clock::System,
+            clock: self.clock(),
             sqlite: broker::SqliteOptions::default(),
             nats: broker::NatsOptions::default(),
             kafka: self.kafka.clone(),
-        };
+        }
+    }
+
+    /// A client of librdkafka's own, for what another tool would do.
+    pub fn client(&self) -> rdkafka::ClientConfig {
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", self.address.trim_start_matches("kafka://"));
+        config
+    }
+
+    /// The first and the next offset of a partition; `None`: the topic is not there.
+    pub fn bounds(&self, topic: &str, partition: i32) -> Option<(i64, i64)> {
+        use rdkafka::consumer::Consumer as _;
+        let consumer: rdkafka::consumer::BaseConsumer = self.client().set("group.id", "bounds").create().unwrap();
+        consumer.fetch_watermarks(topic, partition, SOON).ok()
+    }
+
+    /// Creates a topic as another tool would, with these settings.
+    pub async fn create(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+        use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+        let admin: AdminClient<_> = self.client().create().unwrap();
+        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        for (name, value) in settings {
+            new = new.set(name, value);
+        }
+        admin.create_topics([&new], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    }
+
+    /// Removes the records of a topic's partition below an offset.
+    pub async fn remove(&self, topic: &str, partition: i32, below: i64) {
+        use rdkafka::admin::{AdminClient, AdminOptions};
+        let admin: AdminClient<_> = self.client().create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, rdkafka::Offset::Offset(below)).unwrap();
+        admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
+    }
+
+    /// Produces a record as another tool would.
+    pub async fn produce(&self, topic: &str, partition: i32, headers: &[(&str, &str)], body: &str) {
+        use rdkafka::message::{Header, OwnedHeaders};
+        use rdkafka::producer::{FutureProducer, FutureRecord};
+        let producer: FutureProducer = self.client().create().unwrap();
+        let headers = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
+        let record = FutureRecord::<(), str>::to(topic).partition(partition).headers(headers).payload(body);
+        producer.send(record, SOON).await.map_err(|(error, _)| error).unwrap();
+    }
+
+    /// A connection, as a worker has one.
+    pub async fn connect(&self) -> Arc<dyn Broker> {
+        let options = self.options();
         broker::connect(&self.address, options).await.expect("the broker lets us in")
     }
 

@@ -13,3 +13,7 @@ mod rebalance;
 mod inspect;
 
 mod letters;
+
+mod delay;
+
+mod loss;

@@ -109,7 +109,8 @@ impl Settings {
             .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "earliest");
+            // What the log has no more is never passed over silently.
+            .set("auto.offset.reset", "error");
         // A reader's memory is bounded by kilobytes a partition; a bound by count was measured to cost two thirds.
         for (name, value) in [("queued.max.messages.kbytes", "4096"), ("fetch.queue.backoff.ms", "4")] {
             if config.get(name).is_none() {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -134,22 +134,28 @@ pub fn assign(consumer: &BaseConsumer<Context>, partitions: &[(String, i32, i64)
             tracing::error!(%error, topic, "a partition cannot be read");
         }
     }
-    let result = match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_assign(&list),
-        _ => consumer.assign(&list),
-    };
-    if let Err(error) = result {
-        tracing::warn!(%error, "the assignment changed again before it was taken");
-    }
+    one_by_one(&list, "assign", |list| consumer.incremental_assign(list));
 }
 
 /// Tells librdkafka that these are ours no more.
 pub fn unassign(consumer: &BaseConsumer<Context>, partitions: &TopicPartitionList) {
-    let result = match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_unassign(partitions),
-        _ => consumer.unassign(),
-    };
-    if let Err(error) = result {
-        tracing::debug!(%error, "partitions were gone already");
+    one_by_one(partitions, "unassign", |list| consumer.incremental_unassign(list));
+}
+
+/// A call for all, or where that is refused for each, and for none: the group waits until one is taken, and a
+/// partition that was there or gone already must not hold up the others.
+fn one_by_one(all: &TopicPartitionList, what: &str, call: impl Fn(&TopicPartitionList) -> KafkaResult<()>) {
+    let Err(error) = call(all) else { return };
+    tracing::warn!(%error, what, "the assignment is not what it was; it is changed partition by partition");
+    for element in all.elements() {
+        let mut list = TopicPartitionList::new();
+        // A list of our own making takes every offset.
+        let _ = list.add_partition_offset(element.topic(), element.partition(), element.offset());
+        if let Err(error) = call(&list) {
+            tracing::debug!(%error, what, topic = element.topic(), number = element.partition(), "it was so already");
+        }
+    }
+    if let Err(error) = call(&TopicPartitionList::new()) {
+        tracing::debug!(%error, what, "nothing waits for it any more");
     }
 }

@@ -3,20 +3,20 @@
 //! A letter's id is where it lies, `PARTITION-OFFSET`, or what an import says. A replay is one transaction: the record
 //! on the queue's own topic and the mark.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::{BoxStream, StreamExt as _};
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use parking_lot::Mutex;
 
 use super::super::{DeadLetters, Error, Letter, LetterQuery, Mend, ReplayGuard};
 use super::config::Settings;
+use super::index::{self, Entry, Index};
 use super::marks::{self, Marks};
 use super::native::Arrived;
 use super::publish::KafkaPublisher;
-use super::scan::scan;
 use super::topics::{Kind, Topics, blocking};
 use super::transaction::Transactor;
 use super::{names, outgoing};
@@ -28,6 +28,9 @@ use crate::time::Clock;
 const ID: &str = "__dlq.errors.windlass.id";
 /// Letters in one transaction.
 const CHUNK: usize = 200;
+/// Letters read at once for a listing, and their bytes unless one alone has more.
+const PAGE: usize = 200;
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// See the module's documentation.
 #[derive(Clone)]
@@ -52,12 +55,6 @@ pub struct KafkaDead {
 }
 
 type Places = Arc<Mutex<BTreeMap<(QueueName, String), (i32, i64)>>>;
-
-/// A letter and where it lies.
-struct Found {
-    at: (i32, i64),
-    letter: Letter,
-}
 
 impl KafkaDead {
     /// With these parts.
@@ -95,59 +92,65 @@ impl KafkaDead {
         blocking(move || Marks::read(&settings, &namespace)).await
     }
 
-    /// The letters of a queue that are there, each id once.
-    async fn found(&self, queue: &QueueName, marks: &Arc<Marks>) -> Result<Vec<Found>, Error> {
+    /// Where the letters of a queue lie that are there, each id once.
+    async fn index(&self, queue: &QueueName, marks: &Arc<Marks>) -> Result<Index, Error> {
         let (settings, namespace, queue) = (self.settings.clone(), self.namespace.clone(), queue.clone());
         let (marks, places) = (marks.clone(), self.places.clone());
         blocking(move || {
-            let mut found: BTreeMap<String, Found> = BTreeMap::new();
-            let mut known = BTreeSet::new();
-            let topic = names::dead(&namespace, &queue);
-            scan(&settings, &format!("{namespace}._reader"), &topic, |partition, arrived| {
-                let at = (partition, arrived.offset);
-                if marks.is_gone(&queue, at) {
-                    return;
-                }
-                let Some((letter, imported)) = letter(&topic, &queue, partition, arrived) else {
-                    tracing::warn!(
-                        topic,
-                        partition,
-                        offset = at.1,
-                        "what lies among the dead letters is none of windlass"
-                    );
-                    return;
-                };
-                // Where transactions are denied a kill may leave two of one failure.
-                let identity = (letter.record.origin.clone(), letter.record.replays);
-                if !imported && identity.0.is_some() && !known.insert(identity) {
-                    return;
-                }
-                found.insert(letter.id.clone(), Found { at, letter });
-            })?;
+            let index = Index::read(&settings, &namespace, &queue, &marks)?;
             let mut places = places.lock();
             places.retain(|(of, _), _| *of != queue);
-            places.extend(found.iter().map(|(id, found)| ((queue.clone(), id.clone()), found.at)));
+            places.extend(index.entries.iter().map(|entry| ((queue.clone(), entry.id.clone()), entry.at)));
             drop(places);
-            Ok(found.into_values().collect())
+            Ok(index)
         })
         .await
     }
 
-    async fn list_all(&self, query: &LetterQuery) -> Result<Vec<Letter>, Error> {
+    /// What a query gives, in its order: queues and entries.
+    async fn select(&self, query: &LetterQuery) -> Result<VecDeque<(QueueName, Entry)>, Error> {
         let marks = Arc::new(self.marks().await?);
-        let mut letters = Vec::new();
+        let mut selected = Vec::new();
         for queue in self.queues(query.queue.as_ref()).await? {
-            letters.extend(self.found(&queue, &marks).await?.into_iter().map(|found| found.letter));
+            let entries = self.index(&queue, &marks).await?.entries.into_iter();
+            let wanted = entries.filter(|entry| {
+                query.since.is_none_or(|since| entry.last >= since)
+                    && query.until.is_none_or(|until| entry.last < until)
+            });
+            selected.extend(wanted.map(|entry| (queue.clone(), entry)));
         }
-        letters.retain(|letter| {
-            query.since.is_none_or(|since| letter.failure.last >= since)
-                && query.until.is_none_or(|until| letter.failure.last < until)
-        });
-        letters.sort_by(|a, b| a.failure.last.cmp(&b.failure.last).then_with(|| a.id.cmp(&b.id)));
+        selected.sort_by(|(_, a), (_, b)| a.last.cmp(&b.last).then_with(|| a.id.cmp(&b.id)));
         if !query.oldest_first {
-            letters.reverse();
+            selected.reverse();
         }
-        Ok(letters)
+        Ok(selected.into())
+    }
+
+    /// The next letters of a selection, so many that they are few and small.
+    async fn page(&self, selected: &mut VecDeque<(QueueName, Entry)>) -> Result<Vec<Letter>, Error> {
+        let mut bytes = 0;
+        let mut taken: Vec<(QueueName, Entry)> = Vec::new();
+        while let Some((_, entry)) = selected.front()
+            && taken.len() < PAGE
+            && (bytes + entry.size <= PAGE_BYTES || taken.is_empty())
+        {
+            bytes += entry.size;
+            taken.extend(selected.pop_front());
+        }
+        let mut wanted: BTreeMap<QueueName, BTreeSet<(i32, i64)>> = BTreeMap::new();
+        for (queue, entry) in &taken {
+            wanted.entry(queue.clone()).or_default().insert(entry.at);
+        }
+        let (settings, namespace) = (self.settings.clone(), self.namespace.clone());
+        blocking(move || {
+            let mut read = BTreeMap::new();
+            for (queue, places) in wanted {
+                let letters = index::fetch(&settings, &namespace, &queue, &places)?;
+                read.extend(letters.into_iter().map(|(at, letter)| ((queue.clone(), at), letter)));
+            }
+            Ok(taken.into_iter().filter_map(|(queue, entry)| read.remove(&(queue, entry.at))).collect())
+        })
+        .await
     }
 
     /// Where these letters lie, by queue and id; what is gone is absent.
@@ -167,8 +170,8 @@ impl KafkaDead {
                 places.extend(of_queue().zip(known).filter_map(|(l, at)| Some(((queue.clone(), l.id.clone()), at?))));
                 continue;
             }
-            for found in self.found(queue, &marks).await? {
-                places.insert((queue.clone(), found.letter.id), found.at);
+            for entry in self.index(queue, &marks).await?.entries {
+                places.insert((queue.clone(), entry.id), entry.at);
             }
         }
         Ok(places)
@@ -181,10 +184,10 @@ impl KafkaDead {
             let mut transactor = this.transactor.lock();
             let transactor = transactor.get_or_insert_with(|| {
                 let id = format!("{}._letters.{}", this.namespace, uuid::Uuid::now_v7());
-                Transactor::new(this.settings.mover(&id), this.settings.token_command())
+                Transactor::new(this.settings.mover(&id), this.settings.token_command(), this.clock.clone())
             });
             let records: Vec<_> = records.iter().map(|(topic, message)| (topic.as_str(), message)).collect();
-            transactor.write(&records, None).map(|_| ()).map_err(Error::Unavailable)
+            transactor.write(&records, None).map(|_| ()).map_err(|refusal| Error::Unavailable(refusal.why))
         })
         .await
     }
@@ -219,33 +222,64 @@ impl KafkaDead {
         results
     }
 
-    /// Marks what is older than its queue keeps, and how many of each that was; takes away marks whose letters are
-    /// below the start of the log.
+    /// Marks what is older than its queue keeps, and says how many of each that was. Removes from the log what is gone
+    /// from its beginning on, and takes away the marks of what is in the log no more.
     pub async fn expire(&self) -> Result<Vec<(QueueName, u64)>, Error> {
         let now = self.clock.now();
+        let there = self.queues(None).await?;
+        let mut marks = Arc::new(self.marks().await?);
         let mut counts = Vec::new();
-        for (queue, keep) in &self.keep {
-            let Some(keep) = keep else { continue };
-            let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
-            let until = crate::time::Timestamp::from_millis(now.as_millis().saturating_sub(keep));
-            let query = LetterQuery { queue: Some(queue.clone()), until: Some(until), ..LetterQuery::default() };
-            let old = self.list_all(&query).await?;
-            if old.is_empty() {
-                continue;
+        for (queue, keep) in self.keep.iter().filter(|(queue, _)| there.contains(queue)) {
+            let mut index = self.index(queue, &marks).await?;
+            let until = keep.map(|keep| {
+                let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+                crate::time::Timestamp::from_millis(now.as_millis().saturating_sub(keep))
+            });
+            let old = index.entries.iter().filter(|entry| until.is_some_and(|until| entry.last < until));
+            let old: Vec<_> = old.map(|entry| entry.at).collect();
+            let mark = |at: &(i32, i64)| (names::marks(&self.namespace), marks::gone(queue, *at, Some(now)));
+            let gone: Vec<_> = old.iter().chain(&index.doubles).map(mark).collect();
+            if !gone.is_empty() {
+                self.topics.ensure(&names::marks(&self.namespace), Kind::Marks, None).await?;
+                for chunk in gone.chunks(CHUNK) {
+                    self.write(chunk.to_vec()).await?;
+                }
+                marks = Arc::new(self.marks().await?);
+                index = self.index(queue, &marks).await?;
             }
-            let removed = self.purge(&old).await;
-            let count = removed.iter().filter(|result| matches!(result, Ok(true))).count();
-            counts.push((queue.clone(), count as u64));
+            if !old.is_empty() {
+                counts.push((queue.clone(), old.len() as u64));
+            }
+            self.trim(queue, &index, &marks).await?;
         }
         Ok(counts)
+    }
+
+    /// Removes from the log what is gone from its beginning on, and the marks of what the log has no more.
+    async fn trim(&self, queue: &QueueName, index: &Index, marks: &Marks) -> Result<(), Error> {
+        let topic = names::dead(&self.namespace, queue);
+        let ends: Vec<_> = index.ends.iter().map(|(number, end)| (topic.clone(), *number, *end)).collect();
+        let mut starts = index.starts.clone();
+        for ((_, number, _), start) in ends.iter().zip(self.topics.trim(&ends).await?) {
+            starts.insert(*number, start);
+        }
+        let of_queue = marks.gone.get(queue.as_str()).into_iter().flatten();
+        let passed: Vec<_> = of_queue
+            .filter(|(number, offset)| starts.get(number).is_some_and(|start| offset < start))
+            .map(|at| (names::marks(&self.namespace), marks::gone(queue, *at, None)))
+            .collect();
+        for chunk in passed.chunks(CHUNK) {
+            self.write(chunk.to_vec()).await?;
+        }
+        Ok(())
     }
 
     /// Letters of a queue, and the age of the oldest.
     pub async fn depth(&self, queue: &QueueName) -> Result<(u64, Option<Duration>), Error> {
         let query = LetterQuery { queue: Some(queue.clone()), oldest_first: true, ..LetterQuery::default() };
-        let letters = self.list_all(&query).await?;
-        let oldest = letters.first().map(|letter| letter.failure.last.until(self.clock.now()));
-        Ok((letters.len() as u64, oldest))
+        let selected = self.select(&query).await?;
+        let oldest = selected.front().map(|(_, entry)| entry.last.until(self.clock.now()));
+        Ok((selected.len() as u64, oldest))
     }
 }
 
@@ -260,7 +294,7 @@ fn again(error: &Error) -> Error {
 }
 
 /// A record of a dead-letter topic as a letter, and whether it was imported.
-fn letter(topic: &str, queue: &QueueName, partition: i32, arrived: Arrived) -> Option<(Letter, bool)> {
+pub fn letter(topic: &str, queue: &QueueName, partition: i32, arrived: Arrived) -> Option<(Letter, bool)> {
     let Arrived { offset, at, message } = arrived;
     let imported = message.headers.get(ID).and_then(|id| std::str::from_utf8(id).ok()).map(str::to_owned);
     let stored = record::read(&message.headers, Binding::Kafka).ok()?;
@@ -293,13 +327,18 @@ fn letter(topic: &str, queue: &QueueName, partition: i32, arrived: Arrived) -> O
 
 impl DeadLetters for KafkaDead {
     fn list(&self, query: LetterQuery) -> BoxStream<'_, Result<Letter, Error>> {
-        let listed = async move {
-            match self.list_all(&query).await {
-                Ok(letters) => letters.into_iter().map(Ok).collect(),
-                Err(error) => vec![Err(error)],
-            }
-        };
-        Box::pin(futures_util::stream::once(listed).flat_map(futures_util::stream::iter))
+        let begun = async move { self.select(&query).await.map(|selected| (selected, VecDeque::new())) };
+        let pages = stream::once(begun).flat_map(move |begun| match begun {
+            Err(error) => stream::once(async { Err(error) }).left_stream(),
+            Ok(begun) => stream::try_unfold(begun, move |(mut selected, mut page)| async move {
+                while page.is_empty() && !selected.is_empty() {
+                    page = VecDeque::from(self.page(&mut selected).await?);
+                }
+                Ok(page.pop_front().map(|letter| (letter, (selected, page))))
+            })
+            .right_stream(),
+        });
+        Box::pin(pages)
     }
 
     fn begin_replay<'a>(&'a self, queue: &'a QueueName) -> BoxFuture<'a, Result<ReplayGuard, Error>> {

@@ -81,6 +81,8 @@ impl Delay {
         // A million delayed records must not be held here: what is read ahead is bounded for each partition. New
         // tiers are found well within the shortest delay.
         config
+            // Only what has gone on is ever removed from a tier.
+            .set("auto.offset.reset", "earliest")
             .set("queued.max.messages.kbytes", "256")
             .set("fetch.message.max.bytes", "262144")
             .set("topic.metadata.refresh.interval.ms", "5000");
@@ -194,23 +196,21 @@ impl Delay {
         let mut records: Vec<(String, Message)> = Vec::new();
         let mut offsets = TopicPartitionList::new();
         let mut taken: Vec<((String, i32), usize)> = Vec::new();
-        let mut stuck = None;
         for (place, one) in held.iter() {
             let mut count = 0usize;
             for arrived in &one.records {
                 if records.len() >= MOVES || due(arrived, one.tier) > now {
                     break;
                 }
-                let Some(record) = self.onward(arrived, now) else {
-                    // It may be a job, so its offset is not passed: what is behind it waits with it.
-                    stuck = Some(format!(
-                        "the record {}:{}:{} names no queue; what is behind it waits until it is gone",
-                        place.0, place.1, arrived.offset
-                    ));
-                    break;
-                };
                 count += 1;
-                records.push(record);
+                let onward = self.onward(arrived, now).unwrap_or_else(|| {
+                    // It may be a job, so it is kept where people can find it; what is behind it goes on.
+                    let kept = names::lost_property(&self.namespace);
+                    let at = format!("{}:{}:{}", place.0, place.1, arrived.offset);
+                    tracing::error!(at, kept, "a delayed record names no queue; it is kept where nothing runs it");
+                    (kept, arrived.message.clone())
+                });
+                records.push(onward);
             }
             if let Some(last) = count.checked_sub(1).and_then(|last| one.records.get(last)) {
                 // Offsets are never negative.
@@ -219,14 +219,14 @@ impl Delay {
             }
         }
         if taken.is_empty() {
-            return stuck.map_or(Ok(()), Err);
+            return Ok(());
         }
         for (topic, _) in &records {
             (self.ensure)(topic)?;
         }
         let generation = consumer.group_metadata().ok_or("the group has no generation")?;
         let list: Vec<_> = records.iter().map(|(topic, message)| (topic.as_str(), message)).collect();
-        let whole = self.transactor.write(&list, Some((&offsets, &generation)))?;
+        let whole = self.transactor.write(&list, Some((&offsets, &generation))).map_err(|refusal| refusal.why)?;
         if !whole {
             consumer.commit(&offsets, rdkafka::consumer::CommitMode::Sync).map_err(|error| error.to_string())?;
         }
@@ -235,7 +235,7 @@ impl Delay {
                 one.records.drain(..count);
             }
         }
-        stuck.map_or(Ok(()), Err)
+        Ok(())
     }
 
     /// Where a record goes that has waited; `None` where it names no queue. One that names a queue and cannot be read

@@ -6,13 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::{Error, Finding, Inspect, KnownQueue, QueueStatus, may_forget};
+use super::begun::Begun;
 use super::config::Settings;
 use super::context::Context;
 use super::dead::KafkaDead;
@@ -29,6 +31,8 @@ use crate::time::Timestamp;
 const COUNTED: i64 = 2_000;
 /// How long one question may take.
 const ASK: Duration = Duration::from_secs(10);
+/// Between two tries of what an election holds up.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// See the module's documentation.
 #[derive(Clone)]
@@ -41,6 +45,8 @@ pub struct KafkaInspect {
     pub worker: Arc<str>,
     /// Whether this worker has said that it is there.
     pub present: Arc<AtomicBool>,
+    /// What queues of this process have begun to read, and nobody has marked.
+    pub begun: Begun,
 }
 
 /// What one partition of a queue holds.
@@ -133,6 +139,30 @@ impl KafkaInspect {
             Ok(figures)
         })
         .await
+    }
+
+    /// Removes from our own topics what their readers have passed.
+    async fn trim(&self) -> Result<(), Error> {
+        let cluster = self.dead.topics.cluster().await?;
+        let of = |topic: &str| -> Vec<(String, i32)> {
+            let seats = cluster.topics.get(topic).into_iter().flatten();
+            seats.map(|seat| (topic.to_owned(), seat.number)).collect()
+        };
+        let mut groups: Vec<(String, Vec<(String, i32)>)> = Vec::new();
+        for queue in self.queues.iter() {
+            let group = names::group(self.namespace(), &queue.name);
+            groups.push((group, of(&names::work(self.namespace(), &queue.name))));
+        }
+        let prefix = format!("{}.delay.", self.namespace());
+        let tiers = cluster.topics.keys().filter(|topic| topic.starts_with(&prefix));
+        groups.push((names::delay_group(self.namespace()), tiers.flat_map(|topic| of(topic)).collect()));
+        for (group, partitions) in groups.into_iter().filter(|(_, partitions)| !partitions.is_empty()) {
+            let settings = self.dead.settings.clone();
+            let passed = blocking(move || places(&settings, &group, &partitions)).await?;
+            let ends: Vec<_> = passed.into_iter().map(|((topic, number), offset)| (topic, number, offset)).collect();
+            self.dead.topics.trim(&ends).await?;
+        }
+        Ok(())
     }
 
     /// What waits in the delay topics, by queue.
@@ -228,6 +258,47 @@ fn count(
     Ok(())
 }
 
+/// Committed offsets, asked for again while the group's coordinator is being elected or reads itself in.
+fn committed(consumer: &BaseConsumer<Context>, list: &TopicPartitionList) -> KafkaResult<TopicPartitionList> {
+    let deadline = Instant::now() + ASK;
+    loop {
+        match consumer.committed_offsets(list.clone(), ASK) {
+            Err(error) if moving(&error) && Instant::now() < deadline => std::thread::sleep(AGAIN),
+            answer => return answer,
+        }
+    }
+}
+
+fn moving(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress))
+}
+
+/// Which of these partitions the group has committed offsets of, and those. Blocks.
+pub fn places(
+    settings: &Settings,
+    group: &str,
+    partitions: &[(String, i32)],
+) -> Result<BTreeMap<(String, i32), i64>, Error> {
+    let failed = |error| classify(&format!("read the offsets of group {group}"), &error, &settings.shown);
+    let context = Context::new(settings.token_command());
+    let consumer: BaseConsumer<Context> =
+        settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
+    consumer.context().close();
+    let mut list = TopicPartitionList::new();
+    for (topic, number) in partitions {
+        list.add_partition(topic, *number);
+    }
+    let mut found = BTreeMap::new();
+    for element in committed(&consumer, &list).map_err(failed)?.elements() {
+        if let Offset::Offset(offset) = element.offset() {
+            found.insert((element.topic().to_owned(), element.partition()), offset);
+        }
+    }
+    Ok(found)
+}
+
 /// Committed offsets and metadata of a group, for the partitions that it has committed, hears or owns. Blocks.
 fn backlogs(
     settings: &Settings,
@@ -249,7 +320,7 @@ fn backlogs(
     if partitions.is_empty() {
         return Ok(backlogs);
     }
-    let committed = consumer.committed_offsets(list, ASK).map_err(failed)?;
+    let committed = committed(&consumer, &list).map_err(failed)?;
     for element in committed.elements() {
         let (topic, number) = (element.topic(), element.partition());
         let (offset, memo) = match element.offset() {
@@ -352,6 +423,11 @@ impl Inspect for KafkaInspect {
             let jobs = [status.ready, status.retrying, status.scheduled].into_iter().flatten().sum();
             may_forget(queue, workers, jobs, even_with_jobs)?;
             self.dead.topics.delete_group(&names::group(self.namespace(), queue)).await?;
+            // Who comes next begins afresh, and is not taken for one that has lost its place.
+            for (of, topic) in self.marks().await?.begun.keys().filter(|(of, _)| of == queue.as_str()) {
+                let mark = marks::begun(of, topic, None);
+                self.dead.publisher.confirm(&names::marks(self.namespace()), &mark).await?;
+            }
             self.dead.topics.delete(&[&names::work(self.namespace(), queue)]).await?;
             let (dead, _) = self.dead.depth(queue).await?;
             if dead == 0 {
@@ -398,11 +474,26 @@ impl Inspect for KafkaInspect {
             self.dead.topics.ensure(&topic, Kind::Marks, None).await?;
             let until = self.dead.clock.now().after(self.dead.lease);
             self.present.store(true, Ordering::Relaxed);
-            self.dead.publisher.confirm(&topic, &marks::worker(&self.worker, Some(until), queues)).await
+            self.dead.publisher.confirm(&topic, &marks::worker(&self.worker, Some(until), queues)).await?;
+            let begun = std::mem::take(&mut *self.begun.lock());
+            for ((queue, of), partitions) in begun {
+                let mark = marks::begun(&queue, &of, Some(partitions));
+                if let Err(error) = self.dead.publisher.confirm(&topic, &mark).await {
+                    self.begun.lock().entry((queue, of)).or_insert(partitions);
+                    return Err(error);
+                }
+            }
+            Ok(())
         })
     }
 
     fn expire_dead(&self) -> BoxFuture<'_, Result<Vec<(QueueName, u64)>, Error>> {
-        Box::pin(self.dead.expire())
+        Box::pin(async move {
+            let expired = self.dead.expire().await?;
+            if let Err(error) = self.trim().await {
+                tracing::debug!(%error, "what is done with stays in our topics for now");
+            }
+            Ok(expired)
+        })
     }
 }

@@ -3,7 +3,8 @@
 //! A letter that was replayed or purged has a mark under `gone:QUEUE:PARTITION:OFFSET`. The mark may go when the
 //! letter's record is below the start of the log, never before. A right to replay is a claim under
 //! `claim:QUEUE:OWNER`; of several, the first in the log holds, for as long as it is renewed. A worker that is there
-//! says so under `worker:NAME`.
+//! says so under `worker:NAME`. That a queue has committed offsets of a topic, and how many partitions that had, stands
+//! under `begun:QUEUE:TOPIC`: where those are gone they have expired.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +33,8 @@ pub struct Claim {
 pub struct Marks {
     /// Letters that are gone: partition and offset, by queue.
     pub gone: BTreeMap<String, BTreeSet<(i32, i64)>>,
+    /// Partitions of the topics that queues have begun to read, by queue and topic.
+    pub begun: BTreeMap<(String, String), usize>,
     /// Workers: until when, and the slots of each queue.
     workers: BTreeMap<String, (Timestamp, BTreeMap<String, u64>)>,
     /// Rights to replay, by queue and owner.
@@ -66,6 +69,14 @@ impl Marks {
                     gone.insert((partition, at))
                 } else {
                     gone.remove(&(partition, at))
+                };
+            }
+            (Some("begun"), Some(queue), Some(topic), None) => {
+                let place = (queue.to_owned(), topic.to_owned());
+                let count = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+                match count {
+                    Some(count) => self.begun.insert(place, count),
+                    None => self.begun.remove(&place),
                 };
             }
             (Some("worker"), Some(name), None, None) => {
@@ -114,6 +125,15 @@ pub fn gone(queue: &QueueName, at: (i32, i64), when: Option<Timestamp>) -> Messa
     Message {
         key: Some(Bytes::from(format!("gone:{queue}:{}:{}", at.0, at.1))),
         body: when.map(|when| Bytes::from(when.to_rfc3339())),
+        ..Message::default()
+    }
+}
+
+/// That a queue has begun to read a topic of so many partitions; `None` takes it away.
+pub fn begun(queue: &str, topic: &str, partitions: Option<usize>) -> Message {
+    Message {
+        key: Some(Bytes::from(format!("begun:{queue}:{topic}"))),
+        body: partitions.map(|count| Bytes::from(count.to_string())),
         ..Message::default()
     }
 }

@@ -49,9 +49,13 @@ mod scan;
 
 mod marks;
 
+mod index;
+
 mod dead;
 
 mod doctor;
+
+mod begun;
 
 mod inspect;
 
@@ -60,6 +64,7 @@ mod yardstick;
 #[cfg(test)]
 mod takeover;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,7 +109,13 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
     let (namespace, clock) = (&options.namespace, &options.clock);
     let dead = dead::KafkaDead::new(&settings, namespace, &topics, &publisher, clock, options.lease, keep);
     let queues = Arc::new(options.queues.clone());
-    let inspect = inspect::KafkaInspect { dead, queues, worker: options.worker.clone(), present: Arc::default() };
+    let inspect = inspect::KafkaInspect {
+        dead,
+        queues,
+        worker: options.worker.clone(),
+        present: Arc::default(),
+        begun: Arc::default(),
+    };
     Ok(Arc::new(Kafka {
         settings,
         options,
@@ -119,11 +130,14 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
 impl Kafka {
     async fn open(&self, queue: &Queue) -> Result<Opened, Error> {
         let namespace = &self.options.namespace;
-        let mut like = None;
+        let mut partitions = BTreeMap::new();
         for topic in &queue.topics {
             let count = self.topics.ensure(topic.as_str(), Kind::Events, None).await?;
-            like = like.max(Some(count));
+            partitions.insert(topic.as_str().to_owned(), count);
         }
+        let like = partitions.values().max().copied();
+        let told = self.options.kafka.from.is_some();
+        let notes = begun::check(&self.settings, namespace, queue, &partitions, told).await?;
         let work = names::work(namespace, &queue.name);
         self.topics.ensure(&work, Kind::Work, like).await?;
         self.topics.ensure(&names::dead(namespace, &queue.name), Kind::Dead, like).await?;
@@ -136,7 +150,8 @@ impl Kafka {
         });
         let id = format!("{}.{}", names::group(namespace, &queue.name), uuid::Uuid::now_v7());
         let token_command = self.settings.token_command();
-        let transactor = transaction::Transactor::new(self.settings.mover(&id), token_command.clone());
+        let transactor =
+            transaction::Transactor::new(self.settings.mover(&id), token_command.clone(), self.options.clock.clone());
         let ensure = topics::ensure(&self.topics, namespace);
         let mover = mover::Mover::spawn(transactor, ensure, shared.wake.clone())
             .map_err(|error| Error::Unavailable(format!("no thread for moves: {error}")))?;
@@ -145,13 +160,17 @@ impl Kafka {
             config: self.settings.consumer(&names::group(namespace, &queue.name)),
             token_command,
             topics: queue.topics.iter().map(|topic| topic.as_str().to_owned()).collect(),
+            queue: queue.name.to_string(),
             work,
+            partitions,
+            begun: self.inspect.begun.clone(),
             start: queue.start,
             grace: self.options.grace,
             max_crashes: queue.max_crashes.max(2),
             shared: shared.clone(),
             mover,
             left: left.clone(),
+            marked: std::collections::HashSet::new(),
         }
         .spawn()?;
         // It answered just now; the poll thread says when it does not.
@@ -165,7 +184,7 @@ impl Kafka {
             in_place: self.options.kafka.in_place.unwrap_or(IN_PLACE),
             worker: self.options.worker.clone(),
         };
-        Ok(Opened { source: Box::new(source::KafkaSource { shared }), settler: Arc::new(settler), notes: Vec::new() })
+        Ok(Opened { source: Box::new(source::KafkaSource { shared }), settler: Arc::new(settler), notes })
     }
 }
 
@@ -181,7 +200,11 @@ impl Kafka {
         let lane = delay::Delay {
             config: self.settings.consumer(&names::delay_group(namespace)),
             token_command: self.settings.token_command(),
-            transactor: transaction::Transactor::new(self.settings.mover(&id), self.settings.token_command()),
+            transactor: transaction::Transactor::new(
+                self.settings.mover(&id),
+                self.settings.token_command(),
+                self.options.clock.clone(),
+            ),
             ensure: topics::ensure(&self.topics, namespace),
             namespace: namespace.clone(),
             clock: self.options.clock.clone(),

@@ -19,10 +19,12 @@ use super::native::Wake;
 use super::partition::Snapshot;
 use super::state::{Generation, Move, Shared};
 use super::topics::Ensure;
-use super::transaction::Transactor;
+use super::transaction::{Refusal, Transactor};
 
 /// Moves in one transaction.
 const MOVES: usize = 512;
+/// What a settlement is told whose record was written, and whose partition went before its offset was committed.
+const GONE: &str = "the partition went to another worker";
 /// Between two tries of what the broker did not take.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -40,7 +42,7 @@ enum Ended {
     /// Records are stored; offsets are still to be committed.
     Written,
     /// Nothing is stored.
-    Failed(String),
+    Failed(Refusal),
 }
 
 type Results = Arc<Mutex<Option<(Work, Ended)>>>;
@@ -84,18 +86,21 @@ impl Mover {
         let count = state.moves.len().min(most);
         let taken: Vec<Move> = state.moves.drain(..count).collect();
         let mut moves: Vec<Move> = Vec::with_capacity(taken.len());
-        for one in taken {
-            if state.partitions.contains_key(&one.partition) {
+        for mut one in taken {
+            if let Some(partition) = state.of(one.token) {
+                partition.keep_move(one.offset());
+                one.partition = partition.id;
                 moves.push(one);
             } else {
                 // It went to another worker, and the job with it.
+                state.forget(one.token);
                 one.part.fail(&Settled::Stale);
             }
         }
         let mut offsets = TopicPartitionList::new();
         let mut snapshots = Vec::new();
         for (id, partition) in &mut state.partitions {
-            let moved: Vec<i64> = moves.iter().filter(|m| m.partition == *id).map(|m| m.offset).collect();
+            let moved: Vec<i64> = moves.iter().filter(|m| m.partition == *id).map(Move::offset).collect();
             if moved.is_empty() {
                 continue;
             }
@@ -132,21 +137,31 @@ impl Mover {
         }
         let mut failed = Vec::new();
         for one in work.moves {
-            match state.partitions.get_mut(&one.partition) {
+            match state.of(one.token) {
                 Some(partition) if matches!(ended, Ended::Written) => {
-                    partition.end_move(one.offset, true);
-                    partition.confirm(one.offset, one.part);
+                    partition.end_move(one.offset());
+                    partition.confirm(one.offset(), one.part);
                 }
-                Some(partition) if stored => partition.end_move(one.offset, true),
+                Some(partition) if stored => partition.end_move(one.offset()),
                 Some(_) => failed.push(one),
-                None if stored => {}
-                None => one.part.fail(&Settled::Stale),
+                None => {
+                    state.forget(one.token);
+                    match ended {
+                        Ended::Committed => {}
+                        Ended::Written => one.part.fail(&Settled::Unconfirmed(GONE.to_owned())),
+                        Ended::Failed(_) => one.part.fail(&Settled::Stale),
+                    }
+                }
             }
         }
         match ended {
             Ended::Failed(why) => {
                 let dead = failed.iter().any(|one| one.dead);
-                state.trouble = Some(if dead { Trouble::DeadLetter(why) } else { Trouble::Broker(why) });
+                state.trouble = Some(match why {
+                    Refusal { rebalanced: true, .. } => Trouble::Rebalance,
+                    Refusal { why, .. } if dead => Trouble::DeadLetter(why),
+                    Refusal { why, .. } => Trouble::Broker(why),
+                });
                 // One that cannot be written must not keep the others: they go singly, it goes last.
                 self.singly = if failed.len() > 1 { failed.len() } else { self.singly.saturating_sub(1) };
                 if failed.len() == 1 {
@@ -187,10 +202,10 @@ impl Carrier {
         while let Ok(work) = receiver.recv() {
             let records: Vec<_> = work.moves.iter().map(|one| (one.topic.as_str(), &one.message)).collect();
             let there = records.iter().try_for_each(|(topic, _)| (self.ensure)(topic));
-            let ended = match &work.generation {
-                _ if there.is_err() => there.map(|()| false),
-                Some(generation) => self.transactor.write(&records, Some((&work.offsets, generation))),
-                None => Err("the group has no generation".to_owned()),
+            let ended = match (there, &work.generation) {
+                (Err(why), _) => Err(Refusal { why, rebalanced: false }),
+                (Ok(()), Some(generation)) => self.transactor.write(&records, Some((&work.offsets, generation))),
+                (Ok(()), None) => Err(Refusal { why: "the group has no generation".to_owned(), rebalanced: true }),
             };
             let ended = match ended {
                 Ok(true) => Ended::Committed,

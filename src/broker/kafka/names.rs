@@ -25,6 +25,11 @@ pub fn dead(namespace: &Namespace, queue: &QueueName) -> String {
     format!("dlq.{namespace}.{queue}")
 }
 
+/// The topic of what lay among the delayed jobs and names no queue. No queue's name begins so.
+pub fn lost_property(namespace: &Namespace) -> String {
+    format!("dlq.{namespace}._delay")
+}
+
 /// The compacted topic that says which dead letters are gone, and which groups have begun.
 pub fn marks(namespace: &Namespace) -> String {
     format!("{namespace}.marks")
@@ -39,6 +44,7 @@ pub fn delay(namespace: &Namespace, tier: Duration) -> String {
 pub fn is_ours(namespace: &Namespace, topic: &str) -> bool {
     let tier = topic.strip_prefix(namespace.as_str()).and_then(|rest| rest.strip_prefix(".delay."));
     topic == marks(namespace)
+        || topic == lost_property(namespace)
         || tier.is_some_and(|tier| crate::time::parse_duration(tier).is_ok())
         || queue_of_work(namespace, topic).is_some()
         || queue_of_dead(namespace, topic).is_some()

@@ -1,5 +1,7 @@
 //! One partition in one assignment: what arrived, what is in hand, what waits, and what may be committed. No I/O.
 
+mod commit;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -8,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{Channel, Delivery, Lane, Settled, Token};
 use super::batch::Part;
-use super::memo::{self, Memo, Started, Waiting};
+use super::memo::{Memo, Started, Waiting};
 use super::native::Arrived;
 use super::order::Gate;
 use super::tracker::{Arrival, Limits, Window};
 use crate::message::record::Record;
 use crate::message::{Failure, Message};
 use crate::time::Timestamp;
+pub use commit::Snapshot;
 
 /// Offsets that one partition may run ahead of its watermark: what its bitmap may cost, in bits.
 const SPAN: u64 = 1 << 20;
@@ -54,21 +57,6 @@ pub enum Phase {
     Draining,
 }
 
-/// A commit to be sent for a partition.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    /// The next offset to be read by whoever comes next.
-    pub offset: i64,
-    /// Its metadata.
-    pub metadata: String,
-    /// What finished below this is in it.
-    covers: i64,
-    /// Waiters up to here may be released by it.
-    waiters: u64,
-    /// Retries whose due time it stores.
-    stored: Vec<i64>,
-}
-
 /// See the module's documentation.
 pub struct Partition {
     /// Unique in the process; the first half of its deliveries' tokens.
@@ -99,6 +87,8 @@ pub struct Partition {
     /// Retries in place, until their run has ended: a commit that forgot one would give its attempt back. With the
     /// record while it waits, and whether a commit has stored it.
     waiting: BTreeMap<i64, (Waiting, Option<Held>, bool)>,
+    /// Records of ours that cannot be read, and why.
+    unreadable: HashMap<i64, Box<str>>,
     /// Records of ours that are not due yet by their own word.
     early: BTreeMap<i64, Held>,
     timers: BTreeSet<(Timestamp, i64)>,
@@ -186,6 +176,7 @@ impl Partition {
             gate: setup.ordered.then(Gate::default),
             keys: HashMap::new(),
             waiting,
+            unreadable: HashMap::new(),
             early: BTreeMap::new(),
             timers: BTreeSet::new(),
             started,
@@ -235,11 +226,15 @@ impl Partition {
         &mut self,
         records: impl Iterator<Item = Arrived>,
         known: impl Fn(i64) -> Option<u64>,
-        read: impl Fn(&mut Arrived) -> Option<Box<Record>>,
+        read: impl Fn(&mut Arrived) -> Result<Option<Box<Record>>, Box<str>>,
         now: Timestamp,
     ) {
         for mut arrived in records {
-            let record = if self.lane == Lane::Retry { read(&mut arrived) } else { None };
+            let record = if self.lane == Lane::Retry { read(&mut arrived) } else { Ok(None) };
+            let record = record.unwrap_or_else(|why| {
+                self.unreadable.insert(arrived.offset, why);
+                None
+            });
             let held = Held { arrived, record };
             if self.overflow.is_empty() && self.window.admits(held.arrived.offset, LIMITS) {
                 self.admit(held, &known, now);
@@ -375,6 +370,9 @@ impl Partition {
             let token = Token(self.id, offset as u64);
             let mut delivery = Delivery::new(message, channel.clone(), offset as u64, at, token);
             delivery.record = held.record;
+            if !self.unreadable.is_empty() {
+                delivery.unreadable = self.unreadable.get(&offset).cloned();
+            }
             if is_suspect {
                 delivery.condemned = crashes >= self.max_crashes;
                 delivery.suspect = !delivery.condemned;
@@ -429,6 +427,9 @@ impl Partition {
         }
         if !self.lost.is_empty() {
             self.lost.remove(&offset);
+        }
+        if !self.unreadable.is_empty() {
+            self.unreadable.remove(&offset);
         }
         if !self.joined.is_empty() {
             self.joined.remove(&offset);
@@ -504,6 +505,31 @@ impl Partition {
         }
     }
 
+    /// What is to be read next.
+    pub fn expects(&self) -> i64 {
+        self.missing.first().copied().unwrap_or(self.window.next())
+    }
+
+    /// What lies below `offset` and did not arrive, or was to be read again, is in the log no more: gives how many
+    /// offsets that were not finished.
+    pub fn skip_to(&mut self, offset: i64) -> u64 {
+        let gone = self.missing.split_off(&offset);
+        let gone = std::mem::replace(&mut self.missing, gone);
+        for offset in &gone {
+            if self.window.finish(*offset) {
+                self.in_hand += 1;
+                self.through(*offset);
+            }
+        }
+        let lost = self.window.skip_to(offset) + gone.len() as u64;
+        let kept = self.waiting.split_off(&offset);
+        let skipped = std::mem::replace(&mut self.waiting, kept);
+        // Those that arrived are here still.
+        self.waiting.extend(skipped.into_iter().filter(|(at, _)| self.window.has(*at)));
+        self.dirty = true;
+        lost
+    }
+
     /// Where reading must begin again because deliveries were dropped with their bytes.
     pub fn reread_from(&self) -> Option<i64> {
         self.missing.first().copied()
@@ -535,12 +561,22 @@ impl Partition {
         self.owns(offset) && self.moving.insert(offset)
     }
 
-    /// How a move ended.
-    pub fn end_move(&mut self, offset: i64, moved: bool) {
+    /// A move that began in an earlier assignment goes on in this one, which its run has joined.
+    pub fn keep_move(&mut self, offset: i64) {
+        self.moving.insert(offset);
+    }
+
+    /// A move is stored.
+    pub fn end_move(&mut self, offset: i64) {
         self.moving.remove(&offset);
-        if moved && self.window.finish(offset) {
+        if self.window.finish(offset) {
             self.through(offset);
         }
+    }
+
+    /// Whether something that has ended is still to be stored.
+    pub fn storing(&self) -> bool {
+        self.dirty || self.frozen || !self.moving.is_empty()
     }
 
     /// The id that a run of an earlier assignment has which joined this one.
@@ -566,68 +602,6 @@ impl Partition {
     /// Everything that was settled is confirmed.
     pub fn settled(&self) -> bool {
         self.waiters.is_empty() && self.moving.is_empty() && !self.dirty
-    }
-
-    /// What to commit now. `moved` counts as finished already; `last` says that the owner leaves in good order.
-    pub fn snapshot(&mut self, limit: usize, moved: &[i64], last: bool) -> Snapshot {
-        let (offset, finished) = if moved.is_empty() {
-            (self.window.watermark(), self.window.finished())
-        } else {
-            let mut window = self.window.clone();
-            for offset in moved {
-                window.finish(*offset);
-            }
-            (window.watermark(), window.finished())
-        };
-        let waiting: Vec<Waiting> =
-            self.waiting.values().map(|(waiting, ..)| *waiting).filter(|w| !moved.contains(&w.offset)).collect();
-        let stored = self.waiting.iter().filter(|(_, (_, _, stored))| !stored).map(|(offset, _)| *offset).collect();
-        // Who leaves in good order leaves nothing behind that could be taken for a crash.
-        let started =
-            self.started.values().map(|s| Started { running: s.running && !last, ..*s }).filter(|s| s.offset >= offset);
-        let started = started.collect();
-        let clean = last;
-        let guarded_to = if self.guarded_to > offset { self.guarded_to } else { 0 };
-        let memo = Memo { clean, guarded_to, finished, waiting, started };
-        let written = memo.write(offset, limit.min(memo::LIMIT));
-        // Where the broker takes next to none, there is nothing to wait for.
-        self.used = if self.window.open() == 0 || limit < LEAST { 0 } else { written.used };
-        self.dirty = false;
-        self.urgent = false;
-        self.fresh_finished = 0;
-        Snapshot {
-            offset: offset.max(self.committed),
-            metadata: written.text,
-            covers: written.covers,
-            waiters: self.waiters_released + self.waiters.len() as u64,
-            stored,
-        }
-    }
-
-    /// A commit of `snapshot` was confirmed.
-    pub fn confirmed(&mut self, snapshot: &Snapshot) {
-        self.committed = self.committed.max(snapshot.offset);
-        self.opened = true;
-        for offset in &snapshot.stored {
-            if let Some((waiting, held, stored)) = self.waiting.get_mut(offset) {
-                *stored = true;
-                if held.is_some() {
-                    self.timers.insert((waiting.due, *offset));
-                }
-            }
-        }
-        let count = snapshot.waiters.saturating_sub(self.waiters_released) as usize;
-        let mut uncovered = Vec::new();
-        for waiter in self.waiters.drain(..count.min(self.waiters.len())) {
-            self.waiters_released += 1;
-            if waiter.max >= snapshot.offset && waiter.max >= snapshot.covers {
-                uncovered.push(waiter);
-            }
-        }
-        for waiter in uncovered.into_iter().rev() {
-            self.waiters_released -= 1;
-            self.waiters.push_front(waiter);
-        }
     }
 
     /// A commit did not get through: it is sent again.
@@ -686,9 +660,6 @@ impl Partition {
         running
     }
 }
-
-/// Metadata below this length is not worth slowing down for.
-const LEAST: usize = 256;
 
 const LIMITS: Limits = Limits { open: OPEN, span: SPAN };
 

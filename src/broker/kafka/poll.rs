@@ -1,7 +1,9 @@
 //! The poll thread of a queue: the only one that talks to its consumer. It never blocks for long: it serves events,
 //! reads what there is room for, sends commits and takes their results, and parks until one of these has something.
 
-use std::collections::HashMap;
+mod assignment;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,14 +13,15 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Channel, Error, Lane, Start, Trouble};
+use super::super::{Channel, Error, Start, Trouble};
+use super::begun::{Begun, grown_note};
 use super::context::{self, Change, Context};
-use super::memo::{self, Memo};
+use super::memo;
 use super::mover::Mover;
 use super::native::{Batch, Commits, PartitionQueue};
-use super::partition::{Partition, Phase, Setup, Snapshot};
-use super::state::{self, Lease, READ_AHEAD, READ_AHEAD_BYTES, Shared};
-use crate::message::{Binding, Place, record};
+use super::partition::{Partition, Phase, Snapshot};
+use super::state::{self, READ_AHEAD, READ_AHEAD_BYTES, Shared};
+use crate::message::{Binding, record};
 
 /// Commits are at most this far behind.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
@@ -32,8 +35,12 @@ const SEEK_EVERY: Duration = Duration::from_secs(1);
 const READ: usize = 2_048;
 /// How long one question to the broker about an assignment may take.
 const ASK: Duration = Duration::from_secs(5);
-/// How long the client's close may take.
-const CLOSE: Duration = Duration::from_secs(3);
+/// How long beyond the grace what has ended may take to be stored before its partition is given back.
+const STORE: Duration = Duration::from_secs(10);
+/// The same when the worker leaves, and how long the client's close may take: together less than the 3 s of INTERFACE
+/// 8, Leaving.
+const LAST: Duration = Duration::from_secs(1);
+const CLOSE: Duration = Duration::from_millis(1_500);
 
 /// What a poll thread is made of.
 pub struct Poll {
@@ -43,8 +50,14 @@ pub struct Poll {
     pub token_command: Option<String>,
     /// The topics of the fresh lane.
     pub topics: Vec<String>,
+    /// The queue.
+    pub queue: String,
     /// The queue's own topic.
     pub work: String,
+    /// Partitions of each topic, when the queue was opened.
+    pub partitions: BTreeMap<String, usize>,
+    /// Takes what was begun to be read.
+    pub begun: Begun,
     /// Where it begins where nothing was committed.
     pub start: Start,
     /// How long what is in hand may take when a partition is asked back.
@@ -57,6 +70,8 @@ pub struct Poll {
     pub mover: Mover,
     /// Cancelled when the thread has left.
     pub left: CancellationToken,
+    /// Topics that were handed to `begun`.
+    pub marked: HashSet<String>,
 }
 
 /// A partition's queue, and whether the broker was told to send nothing.
@@ -83,6 +98,8 @@ struct Running {
     places: HashMap<String, [Arc<Channel>; 2]>,
     pending: Vec<(String, i32)>,
     drains: Vec<Drain>,
+    /// Partitions whose log no longer has what is to be read next.
+    moved: Vec<(String, i32)>,
     in_flight: Option<(Vec<(u64, Snapshot)>, Instant)>,
     last_commit: Instant,
     failing_since: Option<Instant>,
@@ -102,9 +119,11 @@ impl Poll {
             .spawn(move || {
                 let shared = self.shared.clone();
                 let left = self.left.clone();
-                // A panic must not leave the queue waiting for ever.
                 let guard = left.drop_guard();
-                if let Err(error) = self.run() {
+                // A panic must not leave the queue waiting for ever.
+                let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.run()));
+                let ended = ended.unwrap_or_else(|_| Err(Error::Refused("the poll thread panicked: a bug".to_owned())));
+                if let Err(error) = ended {
                     shared.state.lock().fatal = Some(error);
                     shared.arrived.notify_one();
                 }
@@ -135,6 +154,7 @@ impl Poll {
             places: HashMap::new(),
             pending: Vec::new(),
             drains: Vec::new(),
+            moved: Vec::new(),
             in_flight: None,
             last_commit: Instant::now(),
             failing_since: None,
@@ -193,7 +213,7 @@ impl Running {
         if self.setup.shared.state.lock().partitions.values().any(Partition::dirty) && self.in_flight.is_none() {
             wait = wait.min(COMMIT_EVERY.saturating_sub(self.last_commit.elapsed()));
         }
-        if !self.drains.is_empty() || !self.pending.is_empty() {
+        if !self.drains.is_empty() || !self.pending.is_empty() || !self.moved.is_empty() {
             wait = wait.min(Duration::from_millis(20));
         }
         std::thread::park_timeout(wait);
@@ -233,6 +253,7 @@ impl Running {
         for change in self.context.take_changes() {
             match change {
                 Change::Assigned(partitions) => {
+                    tracing::debug!(group = self.setup.work, ?partitions, "partitions come");
                     if partitions.is_empty() {
                         context::assign(&self.consumer, &[]);
                     }
@@ -240,6 +261,7 @@ impl Running {
                     self.news();
                 }
                 Change::Revoked { partitions, lost } => {
+                    tracing::debug!(group = self.setup.work, ?partitions, lost, "partitions are asked back");
                     let mut state = self.setup.shared.state.lock();
                     self.pending.retain(|pending| !partitions.contains(pending));
                     for (topic, number) in &partitions {
@@ -261,157 +283,21 @@ impl Running {
         self.setup.shared.arrived.notify_one();
     }
 
-    /// Takes what was assigned: where each begins, what its last owner left, a queue of its own.
-    fn assign(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        let mut list = TopicPartitionList::new();
-        for (topic, number) in &self.pending {
-            list.add_partition(topic, *number);
-        }
-        // The one wait of this thread: the broker answers within a round trip, heartbeats go on beside it.
-        let committed = match self.consumer.committed_offsets(list, ASK) {
-            Ok(committed) => committed,
-            Err(error) => {
-                tracing::warn!(%error, "the committed offsets cannot be read yet");
-                return;
-            }
-        };
-        let mut assigned = Vec::new();
-        let mut partitions = Vec::new();
-        for element in committed.elements() {
-            let (topic, number) = (element.topic().to_owned(), element.partition());
-            let (offset, memo) = match element.offset() {
-                Offset::Offset(offset) if element.error().is_ok() => (offset, Memo::read(element.metadata(), offset)),
-                _ if element.error().is_err() => {
-                    tracing::warn!(topic, number, "a committed offset cannot be read yet");
-                    return;
-                }
-                _ => match self.begin(&topic, number) {
-                    Ok(offset) => (offset, None),
-                    Err(error) => {
-                        tracing::warn!(%error, topic, number, "where a partition begins cannot be read yet");
-                        return;
-                    }
-                },
-            };
-            let shared = &self.setup.shared;
-            let Some(queue) = PartitionQueue::split(&self.consumer, &topic, number, &shared.wake) else { return };
-            let id = self.next_id;
-            self.next_id += 1;
-            let [first, again] = self.channels(&topic, number);
-            partitions.push(Partition::new(Setup {
-                id,
-                topic: Arc::from(topic.as_str()),
-                number,
-                first,
-                again,
-                committed: offset,
-                memo,
-                ordered: self.setup.shared.ordered,
-                max_crashes: self.setup.max_crashes,
-            }));
-            assigned.push((topic.clone(), number, offset));
-            self.queues.insert((topic, number), Seat { id, queue, full_since: None, paused: false, sought: None });
-        }
-        self.pending.clear();
-        context::assign(&self.consumer, &assigned);
-        // A pause outlives its assignment: what is ours anew begins as we wish it.
-        let mut list = TopicPartitionList::new();
-        for (topic, number, _) in &assigned {
-            list.add_partition(topic, *number);
-        }
-        if let Err(error) = self.consumer.resume(&list) {
-            tracing::warn!(%error, "a partition cannot be resumed");
-        }
-        let mut state = self.setup.shared.state.lock();
-        for partition in partitions {
-            state.add(partition);
-        }
-        if self.drains.is_empty() && state.trouble == Some(Trouble::Rebalance) {
-            state.trouble = None;
-        }
-        drop(state);
-        self.news();
-    }
-
-    /// Where a partition begins that nobody has committed anything of.
-    fn begin(&self, topic: &str, number: i32) -> rdkafka::error::KafkaResult<i64> {
-        let (low, high) = self.consumer.fetch_watermarks(topic, number, ASK)?;
-        // `start` means the partitions that were there when the queue began: one that was added later begins at its
-        // beginning, or what was published before we saw it would be lost.
-        if self.setup.start != Start::Earliest && self.has_begun(topic)? {
-            return Ok(low);
-        }
-        let work = topic == self.setup.work;
-        match self.setup.start {
-            Start::At(at) if !work => {
-                let mut list = TopicPartitionList::new();
-                list.add_partition_offset(topic, number, Offset::Offset(at.as_millis()))?;
-                let found = self.consumer.offsets_for_times(list, ASK)?;
-                Ok(found
-                    .elements()
-                    .first()
-                    .and_then(|e| match e.offset() {
-                        Offset::Offset(offset) => Some(offset),
-                        _ => None,
-                    })
-                    .unwrap_or(high))
-            }
-            Start::Latest if !work => Ok(high),
-            _ => Ok(low),
-        }
-    }
-
-    /// Whether anything of this topic was ever committed by the group.
-    fn has_begun(&self, topic: &str) -> rdkafka::error::KafkaResult<bool> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), ASK)?;
-        let mut list = TopicPartitionList::new();
-        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
-            list.add_partition(topic, partition.id());
-        }
-        let committed = self.consumer.committed_offsets(list, ASK)?;
-        Ok(committed.elements().iter().any(|element| matches!(element.offset(), Offset::Offset(_))))
-    }
-
-    fn channels(&mut self, topic: &str, number: i32) -> [Arc<Channel>; 2] {
-        let name = format!("{topic}:{number}");
-        let setup = &self.setup;
-        let make = || {
-            let work = topic == setup.work;
-            let leases = Arc::new(Lease(Arc::downgrade(&setup.shared)));
-            let place = Arc::new(Place {
-                position: format!("kafka:{topic}:{number}"),
-                source: format!("kafka://{topic}"),
-                topic: (!work).then(|| Arc::from(topic)),
-                binding: Binding::Kafka,
-            });
-            [if work { Lane::Retry } else { Lane::Fresh }, Lane::Retry]
-                .map(|lane| Arc::new(Channel { lane, place: place.clone(), leases: leases.clone() }))
-        };
-        self.places.entry(name).or_insert_with(make).clone()
-    }
-
     /// Gives partitions back whose work is through, or whose time is.
     fn finish_drains(&mut self) {
         let mut left = Vec::new();
         for drain in std::mem::take(&mut self.drains) {
             let mut state = self.setup.shared.state.lock();
-            let lost = self.consumer.assignment_lost();
-            let overdue = lost || Instant::now() >= drain.deadline;
-            let through = drain.partitions.iter().all(|(topic, number)| {
+            let (lost, now) = (self.consumer.assignment_lost(), Instant::now());
+            let mut all = drain.partitions.iter();
+            let through = all.all(|(topic, number)| {
                 state.at(topic, *number).is_none_or(|partition| partition.in_hand() == 0 && partition.settled())
             });
-            // The last commit of what is through goes out even when time is up, unless it is lost already.
-            let last_words = !lost && Instant::now() < drain.deadline + COMMIT_EVERY * 5;
-            let unsaid = drain
-                .partitions
-                .iter()
-                .any(|(topic, number)| state.at(topic, *number).is_some_and(|partition| partition.dirty()));
-            if !(through && self.in_flight.is_none())
-                && !(overdue && !(last_words && (unsaid || self.in_flight.is_some())))
-            {
+            // What still runs when time is up is given up, but what has ended gets its time to be stored.
+            let mut all = drain.partitions.iter();
+            let storing = all.any(|(topic, number)| state.at(topic, *number).is_some_and(|p| p.storing()));
+            let given_up = now >= drain.deadline && !storing || now >= drain.deadline + STORE;
+            if !lost && (self.in_flight.is_some() && now < drain.deadline + STORE || !through && !given_up) {
                 drop(state);
                 left.push(drain);
                 continue;
@@ -424,6 +310,7 @@ impl Running {
                 list.add_partition(topic, *number);
             }
             drop(state);
+            tracing::debug!(group = self.setup.work, partitions = ?drain.partitions, lost, through, "partitions are given back");
             context::unassign(&self.consumer, &list);
         }
         self.drains = left;
@@ -442,6 +329,7 @@ impl Running {
         let (records, bytes) = ((READ_AHEAD / count).max(64), (READ_AHEAD_BYTES / count).max(256 * 1024));
         let mut any = false;
         let mut starved = false;
+        let mut moved = Vec::new();
         for ((topic, number), seat) in &mut self.queues {
             let id = &seat.id;
             let room = shared.state.lock().partitions.get(id).map_or(0, |partition| partition.room(records, bytes));
@@ -465,7 +353,11 @@ impl Running {
             seat.full_since = None;
             seat.queue.read(&mut self.batch, room);
             for error in &self.batch.errors {
-                tracing::warn!(%error, "a partition reports an error");
+                if *error == RDKafkaErrorCode::AutoOffsetReset {
+                    moved.push((topic.clone(), *number));
+                } else {
+                    tracing::warn!(%error, topic, number, "a partition reports an error");
+                }
             }
             if self.batch.records.is_empty() {
                 continue;
@@ -479,10 +371,14 @@ impl Running {
             partition.arrive(
                 self.batch.records.drain(..),
                 |offset| ghosts.as_ref().and_then(|runs| runs.get(&offset).copied()),
-                |arrived| {
-                    let stored = record::read(&arrived.message.headers, Binding::Kafka).ok()?;
-                    arrived.message.headers = stored.original;
-                    Some(Box::new(stored.record))
+                |arrived| match record::read(&arrived.message.headers, Binding::Kafka) {
+                    Ok(stored) => {
+                        arrived.message.headers = stored.original;
+                        Ok(Some(Box::new(stored.record)))
+                    }
+                    // Somebody published to our topic by hand: a job for this queue.
+                    Err(record::Error::Foreign(_)) => Ok(None),
+                    Err(unreadable) => Err(unreadable.to_string().into()),
                 },
                 shared.clock.now(),
             );
@@ -493,6 +389,14 @@ impl Running {
         }
         if starved {
             shared.state.lock().starved = true;
+        }
+        self.moved.extend(moved);
+        self.moved.retain(|place| self.queues.contains_key(place));
+        for (topic, number) in std::mem::take(&mut self.moved) {
+            if let Err(error) = self.overtaken(&topic, number) {
+                tracing::warn!(%error, topic, number, "where a partition goes on cannot be read yet");
+                self.moved.push((topic, number));
+            }
         }
         if any {
             shared.arrived.notify_one();
@@ -529,7 +433,8 @@ impl Running {
     fn commit(&mut self) {
         while let Some(results) = self.commits.poll() {
             let Some((snapshots, _)) = self.in_flight.take() else { continue };
-            let mut state = self.setup.shared.state.lock();
+            let shared = self.setup.shared.clone();
+            let mut state = shared.state.lock();
             let mut failed = None;
             for (id, snapshot) in snapshots {
                 let Some(partition) = state.partitions.get_mut(&id) else { continue };
@@ -538,7 +443,14 @@ impl Running {
                     .find(|result| result.partition == partition.number && *result.topic == *partition.topic)
                     .map_or(Err(RDKafkaErrorCode::Unknown), |result| result.result);
                 match result {
-                    Ok(()) => partition.confirmed(&snapshot),
+                    Ok(()) => {
+                        let first = !partition.opened;
+                        partition.confirmed(&snapshot);
+                        let (topic, number) = (partition.topic.clone(), partition.number);
+                        if first {
+                            began(&mut self.setup, &topic, number);
+                        }
+                    }
                     Err(error) => {
                         partition.refused();
                         failed = Some(error);
@@ -567,7 +479,10 @@ impl Running {
             drop(state);
             self.setup.shared.arrived.notify_one();
         }
-        if self.in_flight.is_some() {
+        if let Some((_, since)) = &self.in_flight {
+            if since.elapsed() > Duration::from_secs(5) && since.elapsed() < Duration::from_secs(6) {
+                tracing::debug!(group = self.setup.work, "a commit hangs");
+            }
             return;
         }
         let elapsed = self.last_commit.elapsed();
@@ -628,7 +543,7 @@ impl Running {
 
     /// Commits what is through, and leaves the group. What hangs is left behind: the process must go on.
     fn leave(mut self) {
-        let deadline = Instant::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + LAST;
         {
             let mut state = self.setup.shared.state.lock();
             for partition in state.partitions.values_mut().filter(|p| p.phase == Phase::Owned) {
@@ -639,7 +554,8 @@ impl Running {
             self.serve();
             self.last_commit = Instant::now() - COMMIT_EVERY;
             self.commit();
-            if self.in_flight.is_none() {
+            self.move_records();
+            if self.in_flight.is_none() && !self.setup.shared.state.lock().partitions.values().any(Partition::storing) {
                 break;
             }
             std::thread::park_timeout(Duration::from_millis(5));
@@ -668,6 +584,22 @@ impl Running {
         }
         setup.shared.arrived.notify_one();
     }
+}
+
+/// Notes that offsets of a topic are committed from now on, and whether it has more partitions than it had.
+fn began(setup: &mut Poll, topic: &str, number: i32) {
+    let Some(known) = setup.partitions.get_mut(topic) else { return };
+    let now = usize::try_from(number).map_or(*known, |number| (number + 1).max(*known));
+    let place = (setup.queue.clone(), topic.to_owned());
+    if now > *known {
+        if setup.shared.ordered {
+            tracing::warn!(queue = setup.queue, "{}", grown_note(topic, *known, now));
+        }
+        *known = now;
+    } else if !setup.marked.insert(topic.to_owned()) {
+        return;
+    }
+    setup.begun.lock().insert(place, now);
 }
 
 /// Tells the broker to send nothing of a partition, or to go on; says whether that was taken.

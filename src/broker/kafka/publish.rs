@@ -87,6 +87,7 @@ impl KafkaPublisher {
         loop {
             let mut record: FutureRecord<'_, [u8], [u8]> =
                 FutureRecord::to(topic).headers(outgoing::headers(&message.headers));
+            record.timestamp = Some(self.clock.now().as_millis());
             record.payload = message.body.as_deref();
             record.key = message.key.as_deref();
             match self.producer.send_result(record) {

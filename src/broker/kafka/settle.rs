@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::super::{Delivery, Disposition, Settled, Settlement, Settler, Trouble};
+use super::super::{Delivery, Disposition, Overtaken, Settled, Settlement, Settler, Trouble};
 use super::batch::{Batch, Part};
 use super::names;
 use super::outgoing;
@@ -110,7 +110,7 @@ impl KafkaSettler {
                             continue;
                         }
                         let partition = partition.id;
-                        state.moves.push(Move { partition, offset, topic, message, dead: false, part });
+                        state.moves.push(Move { token, partition, topic, message, dead: false, part });
                     }
                     Disposition::DeadLetter { reason, failure, attempts, event_id, job } => {
                         let part = shared_batch.part(index, index + 1);
@@ -144,8 +144,8 @@ impl KafkaSettler {
                             None => headers,
                         };
                         state.moves.push(Move {
+                            token,
                             partition: id,
-                            offset,
                             topic: names::dead(&self.namespace, &self.queue),
                             message: Message { headers, ..message },
                             dead: true,
@@ -223,5 +223,9 @@ impl Settler for KafkaSettler {
 
     fn trouble(&self) -> Option<Trouble> {
         self.shared.state.lock().trouble.clone()
+    }
+
+    fn overtaken(&self) -> Vec<Overtaken> {
+        std::mem::take(&mut self.shared.state.lock().overtaken)
     }
 }

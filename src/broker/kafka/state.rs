@@ -13,7 +13,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Credit, Delivery, Error, Lane, Leases, Lost, Token, Trouble};
+use super::super::{Credit, Delivery, Error, Lane, Leases, Lost, Overtaken, Token, Trouble};
 use super::batch::Part;
 use super::native::Wake;
 use super::partition::Partition;
@@ -27,10 +27,10 @@ pub const READ_AHEAD_BYTES: usize = 16 * 1024 * 1024;
 
 /// A record that replaces another, to be written in one transaction with the commit that ends that one.
 pub struct Move {
-    /// The partition that it leaves.
+    /// The delivery that it ends.
+    pub token: Token,
+    /// The partition that it leaves: its delivery's, or that of a later assignment which its run has joined.
     pub partition: u64,
-    /// Its offset there.
-    pub offset: i64,
     /// Where it goes.
     pub topic: String,
     /// What is written.
@@ -39,6 +39,13 @@ pub struct Move {
     pub dead: bool,
     /// Who waits.
     pub part: Part,
+}
+
+impl Move {
+    /// The offset of what it replaces.
+    pub fn offset(&self) -> i64 {
+        self.token.1 as i64
+    }
 }
 
 /// What poll thread, source and settler share.
@@ -76,6 +83,8 @@ pub struct State {
     pub news: bool,
     /// What ended the source.
     pub fatal: Option<Error>,
+    /// What retention removed before it was handed out, since the engine asked last.
+    pub overtaken: Vec<Overtaken>,
     /// What keeps us from settling.
     pub trouble: Option<Trouble>,
     /// Whether the group's coordinator has answered.
@@ -88,8 +97,11 @@ pub struct State {
 pub type Generation = ConsumerGroupMetadata;
 
 impl State {
-    /// Adds a partition that was just assigned.
+    /// Adds a partition that was just assigned. One of an assignment that ended without a word ends now.
     pub fn add(&mut self, partition: Partition) {
+        if let Some(before) = self.at(&partition.topic.clone(), partition.number).map(|before| before.id) {
+            self.remove(before);
+        }
         self.rotation.push(partition.id);
         self.partitions.insert(partition.id, partition);
     }

@@ -11,6 +11,7 @@ use super::batch::Batch;
 use super::memo::{self, Memo};
 use super::native::Arrived;
 use super::partition::{Partition, Setup, Snapshot};
+use super::state::State;
 use crate::message::record::Record;
 use crate::message::{Attempt, Binding, Failure, Message, Place};
 use crate::time::Timestamp;
@@ -58,7 +59,7 @@ fn read(partition: &mut Partition, offsets: std::ops::Range<i64>) {
             ..Message::default()
         },
     });
-    partition.arrive(records, |_| None, |_| None, NOW);
+    partition.arrive(records, |_| None, |_| Ok(None), NOW);
 }
 
 fn commit(partition: &mut Partition) -> Snapshot {
@@ -217,6 +218,33 @@ fn what_was_forgotten_at_a_loss_does_not_count_as_running() {
     let mut running: Vec<i64> = partition.end().into_keys().collect();
     running.sort_unstable();
     assert_eq!(running, expected);
+}
+
+#[test]
+fn a_move_that_was_begun_goes_on_in_the_assignment_that_its_run_has_joined() {
+    let mut state = State::default();
+    let mut first = partition(1, 0, None, false);
+    read(&mut first, 0..2);
+    open(&mut first);
+    let token = hand(&mut first, 1).remove(0).token;
+    assert!(first.begin_move(0));
+    state.add(first);
+    state.remove(1);
+    // The same worker gets it back, and what is on its way is not handed out a second time.
+    let mut second = partition(2, 0, None, false);
+    let runs = state.ghosts(&second.topic.clone(), 0).cloned().expect("one runs still");
+    let records = (0..2).map(|offset| Arrived { offset, at: NOW, message: Message::default() });
+    second.arrive(records, |offset| runs.get(&offset).copied(), |_| Ok(None), NOW);
+    open(&mut second);
+    assert_eq!(hand(&mut second, 5).iter().map(offset).collect::<Vec<_>>(), [1]);
+    state.add(second);
+    let partition = state.of(token).expect("its run has joined");
+    partition.keep_move(0);
+    let snapshot = partition.snapshot(memo::LIMIT, &[0], false);
+    assert_eq!(snapshot.offset, 1);
+    partition.end_move(0);
+    partition.confirmed(&snapshot);
+    assert_eq!((partition.in_hand(), partition.owns(0)), (1, false));
 }
 
 proptest! {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::super::Error;
 use super::config::Settings;
@@ -127,10 +128,12 @@ impl Topics {
         let replication = self.replication.unwrap_or(if cluster.brokers >= 3 { 3 } else { 1 });
         let settings: &[(&str, &str)] = match kind {
             Kind::Events => &[],
-            Kind::Work | Kind::Delay => {
-                &[("retention.ms", "-1"), ("retention.bytes", "-1"), ("max.message.bytes", LARGE)]
-            }
-            Kind::Dead => &[("retention.ms", "-1"), ("retention.bytes", "-1"), ("max.message.bytes", LARGE)],
+            Kind::Work | Kind::Delay | Kind::Dead => &[
+                ("retention.ms", "-1"),
+                ("retention.bytes", "-1"),
+                ("max.message.bytes", LARGE),
+                ("message.timestamp.type", "CreateTime"),
+            ],
             Kind::Marks => &[("cleanup.policy", "compact")],
         };
         if !self.may_create {
@@ -212,6 +215,26 @@ impl Topics {
             }
         }
         Ok(())
+    }
+
+    /// Removes what lies below these offsets (topic, partition, offset), and says where each log begins then.
+    pub async fn trim(&self, ends: &[(String, i32, i64)]) -> Result<Vec<i64>, Error> {
+        if ends.is_empty() {
+            return Ok(Vec::new());
+        }
+        let failed = |error: &KafkaError| self.error("remove what is done with", error);
+        let mut list = TopicPartitionList::new();
+        for (topic, number, end) in ends {
+            list.add_partition_offset(topic, *number, Offset::Offset(*end)).map_err(|error| failed(&error))?;
+        }
+        let options = AdminOptions::new().operation_timeout(Some(self.timeout)).request_timeout(Some(self.timeout));
+        let removed = self.admin.delete_records(&list, &options).await.map_err(|error| failed(&error))?;
+        let start = |(topic, number, _): &(String, i32, i64)| {
+            let element = removed.find_partition(topic, *number);
+            // What was not removed begins where it did; 0 is a safe answer.
+            element.and_then(|element| element.error().ok().and(element.offset().to_raw())).unwrap_or(0)
+        };
+        Ok(ends.iter().map(start).collect())
     }
 
     /// Settings of topics, by name.

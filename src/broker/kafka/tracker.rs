@@ -113,6 +113,31 @@ impl Window {
         Arrival::New
     }
 
+    /// What would come next lies at `offset` or beyond: the log has nothing before it any more. Gives how many of the
+    /// offsets between were not finished by an earlier owner.
+    pub fn skip_to(&mut self, offset: i64) -> u64 {
+        if offset <= self.next {
+            return 0;
+        }
+        let finished: i64 = self.restored.iter().map(|(from, to)| (to.min(offset) - from.max(self.next)).max(0)).sum();
+        let lost = offset - self.next - finished;
+        self.restored.cut_below(offset);
+        if self.open == 0 {
+            self.words.clear();
+            self.origin = floor(offset);
+            self.watermark = offset;
+        } else {
+            self.finish_span(self.next, offset);
+        }
+        self.next = offset;
+        lost as u64
+    }
+
+    /// Whether a record arrived and is unfinished.
+    pub fn has(&self, offset: i64) -> bool {
+        offset < self.next && !self.is_finished(offset)
+    }
+
     /// A record is finished. `false`: it never arrived here, or was finished already.
     pub fn finish(&mut self, offset: i64) -> bool {
         if offset < self.watermark || offset >= self.next {
@@ -279,6 +304,7 @@ mod tests {
         Again(usize),
         Finish(usize),
         FinishAny(i64),
+        Skip(i64),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -288,6 +314,7 @@ mod tests {
             1 => any::<usize>().prop_map(Step::Again),
             4 => any::<usize>().prop_map(Step::Finish),
             1 => (-50i64..400).prop_map(Step::FinishAny),
+            1 => (-20i64..80).prop_map(Step::Skip),
         ];
         proptest::collection::vec(step, 0..120)
     }
@@ -325,6 +352,12 @@ mod tests {
                         if let Some(offset) = offset {
                             prop_assert_eq!(window.finish(offset), naive.finished.insert(offset));
                         }
+                    }
+                    Step::Skip(by) => {
+                        let to = naive.next + by;
+                        let lost = (naive.next..to).filter(|offset| !restored.contains(offset)).count();
+                        prop_assert_eq!(window.skip_to(to), lost as u64);
+                        naive.next = naive.next.max(to);
                     }
                     Step::FinishAny(offset) => {
                         let counts = naive.arrived.contains(&offset) && !naive.finished.contains(&offset);

@@ -11,12 +11,39 @@ use rdkafka::{ClientConfig, ClientContext, TopicPartitionList};
 
 use super::outgoing;
 use crate::message::Message;
+use crate::time::{Clock, Timestamp};
 
 /// How long one step of a transaction may take.
 const STEP: Duration = Duration::from_secs(9);
 
 /// What is written, and where.
 pub type Records<'a> = [(&'a str, &'a Message)];
+
+/// Why nothing was written.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What the broker said.
+    pub why: String,
+    /// The group has a new generation, or is finding one: under that the same may be written.
+    pub rebalanced: bool,
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self { why, rebalanced: false }
+    }
+}
+
+impl From<KafkaError> for Refusal {
+    fn from(error: KafkaError) -> Self {
+        use RDKafkaErrorCode as Code;
+        let rebalanced = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::IllegalGeneration | Code::UnknownMemberId | Code::RebalanceInProgress | Code::StaleMemberEpoch)
+        );
+        Self { why: error.to_string(), rebalanced }
+    }
+}
 
 /// What a producer was told about each record.
 #[derive(Default)]
@@ -56,6 +83,7 @@ impl ProducerContext for Deliveries {
 /// Writes in transactions; its client is made when it is needed first, and again when it has failed for good.
 pub struct Transactor {
     config: ClientConfig,
+    clock: Clock,
     token_command: Option<String>,
     producer: Option<BaseProducer<Deliveries>>,
     /// The broker does not let us have transactions.
@@ -64,8 +92,8 @@ pub struct Transactor {
 
 impl Transactor {
     /// With settings of [`Settings::mover`](super::config::Settings::mover).
-    pub fn new(config: ClientConfig, token_command: Option<String>) -> Self {
-        Self { config, token_command, producer: None, denied: false }
+    pub fn new(config: ClientConfig, token_command: Option<String>, clock: Clock) -> Self {
+        Self { config, clock, token_command, producer: None, denied: false }
     }
 
     /// Writes all or nothing, and commits the offsets with it. `Ok(false)`: transactions are denied; the records are
@@ -74,16 +102,17 @@ impl Transactor {
         &mut self,
         records: &Records<'_>,
         offsets: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Refusal> {
         let producer = match self.producer.take() {
             Some(producer) => producer,
             None => self.connect()?,
         };
         *producer.context().failed.lock() = None;
+        let now = self.clock.now();
         let result = if self.denied {
-            write(&producer, records).and_then(|()| flush(&producer)).map_err(|why| (why, false))
+            write(&producer, records, now).and_then(|()| flush(&producer)).map_err(|why| (why.into(), false))
         } else {
-            transact(&producer, records, offsets)
+            transact(&producer, records, offsets, now)
         };
         // A producer that failed for good is replaced by the next try.
         if !matches!(result, Err((_, true))) {
@@ -120,10 +149,11 @@ fn is_denied(error: &KafkaError) -> bool {
     )
 }
 
-fn write(producer: &BaseProducer<Deliveries>, records: &Records<'_>) -> Result<(), String> {
+/// Each record bears the time of the clock by which it will be due: a delay tier counts from there.
+fn write(producer: &BaseProducer<Deliveries>, records: &Records<'_>, now: Timestamp) -> Result<(), String> {
     for (topic, message) in records {
         let headers = outgoing::headers(&message.headers);
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).headers(headers);
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).headers(headers).timestamp(now.as_millis());
         record.payload = message.body.as_deref();
         record.key = message.key.as_deref();
         let deadline = Instant::now() + STEP;
@@ -161,30 +191,32 @@ fn transact(
     producer: &BaseProducer<Deliveries>,
     records: &Records<'_>,
     offsets: Option<(&TopicPartitionList, &ConsumerGroupMetadata)>,
-) -> Result<(), (String, bool)> {
-    producer.begin_transaction().map_err(|error| (error.to_string(), true))?;
-    let result = write(producer, records)
+    now: Timestamp,
+) -> Result<(), (Refusal, bool)> {
+    producer.begin_transaction().map_err(|error| (error.into(), true))?;
+    let result = write(producer, records, now)
         .and_then(|()| flush(producer))
+        .map_err(Refusal::from)
         .and_then(|()| match offsets {
             Some((list, generation)) => again(|| producer.send_offsets_to_transaction(list, generation, STEP)),
             None => Ok(()),
         })
         .and_then(|()| again(|| producer.commit_transaction(STEP)));
     result.map_err(|why| {
-        let why = failed(producer).err().unwrap_or(why);
+        let why = failed(producer).err().map_or(why, Refusal::from);
         let aborted = producer.abort_transaction(STEP);
         (why, aborted.is_err())
     })
 }
 
 /// Steps that may be repeated are repeated: a commit that timed out may have been carried out.
-fn again(mut step: impl FnMut() -> Result<(), KafkaError>) -> Result<(), String> {
+fn again(mut step: impl FnMut() -> Result<(), KafkaError>) -> Result<(), Refusal> {
     let deadline = Instant::now() + STEP * 3;
     loop {
         match step() {
             Ok(()) => return Ok(()),
             Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {}
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(error.into()),
         }
     }
 }
