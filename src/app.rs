@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::admin;
-use crate::broker::{self, Broker, Inspect, Options, Queue, QueueStatus, Role};
+use crate::broker::{self, Broker, Inspect, Opened, Options, Queue, QueueStatus, Role};
 use crate::client::Client;
 use crate::config::{self, Config};
 use crate::handler::{Registry, Shared, http};
@@ -311,11 +311,18 @@ impl App {
             lease: self.config.worker.lease,
             lanes: self.options.lanes,
         };
-        let queues = self.open(registry, broker, &clock).await?;
+        let queues = self.open(registry, broker, shutdown, &clock).await?;
         Ok(Worker::new(settings, queues, shutdown.clone(), clock))
     }
 
-    async fn open(&self, registry: &Registry, broker: &dyn Broker, clock: &Clock) -> Result<Vec<QueueConfig>, Error> {
+    async fn open(
+        &self,
+        registry: &Registry,
+        broker: &dyn Broker,
+        shutdown: &Shutdown,
+        clock: &Clock,
+    ) -> Result<Vec<QueueConfig>, Error> {
+        let deadline = Instant::now() + self.config.worker.connect;
         let state = registry.shared_state();
         let client = Client::new(broker.publisher(), self.config.namespace.clone()).with_clock(clock.clone());
         let mut queues = Vec::new();
@@ -345,11 +352,32 @@ impl App {
                 weight: usize::try_from(of.weight.get()).unwrap_or(1),
                 unroutable_after: of.unroutable_after,
                 routes: Routes::new(&of.job, routes).ok_or_else(missing)?,
-                opened: broker.open(&spec).await?,
+                opened: open_patiently(broker, &spec, shutdown, deadline).await?,
                 spec,
             });
         }
         Ok(queues)
+    }
+}
+
+/// Opens a queue, and tries again until then where the broker went away after it had answered, unless told to leave.
+async fn open_patiently(
+    broker: &dyn Broker,
+    queue: &Queue,
+    shutdown: &Shutdown,
+    until: Instant,
+) -> Result<Opened, broker::Error> {
+    loop {
+        let error = match broker.open(queue).await {
+            Err(error) if error.is_transient() && Instant::now() < until => error,
+            answer => return answer,
+        };
+        tracing::debug!(queue = %queue.name, %error, "a queue cannot be opened yet");
+        tokio::select! {
+            biased;
+            () = shutdown.intake.cancelled() => return Err(error),
+            () = sleep(Duration::from_millis(500)) => {}
+        }
     }
 }
 
