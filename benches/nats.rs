@@ -2,7 +2,9 @@
 //! stream with limits retention, one server on this machine.
 //!
 //! Needs a server: `WINDLASS_TEST_NATS_SERVER=/path/to/nats-server cargo bench --bench nats`. `BENCH_MESSAGES` says how
-//! many, `BENCH_ROUNDS` how often; shown are all rounds, and the ratio of the medians.
+//! many, `BENCH_ROUNDS` how often; shown are all rounds, the CPU of this process for a thousand, and the ratio of the
+//! medians. `BENCH_URL` names a server that runs already: one in a cluster shows the mode that confirms one by one.
+//! `BENCH_ONLY=1` leaves the raw loops out, for a profiler.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -52,12 +54,14 @@ fn number(name: &str, default: usize) -> usize {
 }
 
 fn main() {
-    let Some(server) = server() else {
+    let running = std::env::var("BENCH_URL").ok();
+    let server = if running.is_some() { None } else { server() };
+    let Some(url) = running.or_else(|| server.as_ref().map(|server| server.url.clone())) else {
         println!("no server: set WINDLASS_TEST_NATS_SERVER");
         return;
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime can be built").block_on(run(&server.url));
+    runtime.expect("a runtime can be built").block_on(run(&url));
 }
 
 async fn run(url: &str) {
@@ -72,19 +76,44 @@ async fn run(url: &str) {
         r#"{"name":"bench","subjects":["bench.events"],"retention":"limits","storage":"file","num_replicas":1}"#;
     client.request("$JS.API.STREAM.CREATE.bench", stream.into()).await.expect("the stream is made");
     fill(&client, messages).await;
+    let only = std::env::var_os("BENCH_ONLY").is_some();
     let (mut plain, mut single, mut ours) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
-        plain.push(raw(&client, &format!("plain{round}"), messages, false).await);
-        single.push(raw(&client, &format!("single{round}"), messages, true).await);
+        if !only {
+            let cpu = cpu();
+            plain.push(raw(&client, &format!("plain{round}"), messages, false).await);
+            say(round, "raw, plain acknowledgements", plain[round], cpu, messages);
+            let cpu = self::cpu();
+            single.push(raw(&client, &format!("single{round}"), messages, true).await);
+            say(round, "raw, confirmed one by one", single[round], cpu, messages);
+        }
+        let cpu = cpu();
         ours.push(windlass(url, &format!("ours{round}"), messages).await);
-        println!(
-            "round {round}: raw, plain acknowledgements {:.0}/s; raw, confirmed one by one {:.0}/s; windlass {:.0}/s",
-            plain[round], single[round], ours[round]
-        );
+        say(round, "windlass", ours[round], cpu, messages);
+    }
+    if only {
+        return;
     }
     let (plain, single, ours) = (median(plain), median(single), median(ours));
     println!("windlass beside plain acknowledgements: {:.2}", ours / plain);
     println!("windlass beside acknowledgements confirmed one by one: {:.2}", ours / single);
+}
+
+fn say(round: usize, what: &str, rate: f64, since: f64, messages: usize) {
+    let each = (cpu() - since) / messages as f64 * 1_000.0;
+    println!("round {round}: {what} {rate:.0}/s, {each:.4} s of CPU for a thousand");
+}
+
+/// Seconds of CPU that this process has used.
+fn cpu() -> f64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: it writes to the struct that it is given, and zeroes are a valid one.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {

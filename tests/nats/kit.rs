@@ -20,8 +20,13 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 /// Runs a test on a runtime of its own.
 pub fn run(test: impl Future<Output = ()>) {
+    run_for(Duration::from_secs(100), test);
+}
+
+/// Likewise one that may take longer.
+pub fn run_for(limit: Duration, test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let limited = async { tokio::time::timeout(Duration::from_secs(100), test).await.expect("a test ends in time") };
+    let limited = async { tokio::time::timeout(limit, test).await.expect("a test ends in time") };
     runtime.expect("a runtime can be built").block_on(Box::pin(limited));
 }
 
@@ -98,6 +103,11 @@ pub async fn try_publish(broker: &Arc<dyn Broker>, topic: &str, body: Bytes) -> 
     broker.publisher().publish(vec![publication]).await.remove(0).map(drop)
 }
 
+/// A credit for so many jobs.
+pub fn credit(jobs: usize) -> Credit {
+    Credit { jobs, fresh_floor: 0, retry_floor: 0, bytes: 64 << 20, suspect: true }
+}
+
 /// An open queue.
 pub struct Work {
     pub source: Box<dyn Source>,
@@ -118,8 +128,7 @@ impl Work {
         let mut all = Vec::new();
         while all.len() < count {
             let jobs = count - all.len();
-            let credit = Credit { jobs, fresh_floor: 0, retry_floor: 0, bytes: 64 << 20, suspect: true };
-            match tokio::time::timeout_at(end, self.source.receive(credit)).await {
+            match tokio::time::timeout_at(end, self.source.receive(credit(jobs))).await {
                 Ok(deliveries) => all.extend(deliveries.expect("the source goes on")),
                 Err(_) => break,
             }

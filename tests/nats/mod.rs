@@ -13,3 +13,9 @@ mod cluster;
 mod order;
 
 mod foreign;
+
+mod outage;
+
+mod killed;
+
+mod scale;

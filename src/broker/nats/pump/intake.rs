@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{ACK, CHANNELS, Done, NAK, Pump};
 use crate::broker::nats::confirm::{Item, Verdict};
-use crate::broker::nats::credit::{self, End, Moment};
+use crate::broker::nats::credit::{self, End, Moment, SILENCE};
 use crate::broker::nats::held::{Arrival, Key, Stage};
 use crate::broker::nats::wire::{self, header};
 use crate::broker::nats::{names, prepare};
@@ -22,7 +22,7 @@ impl Pump {
         }
         let now = self.now();
         let Some(epoch) = self.inbox.as_ref().map(|inbox| inbox.epoch) else { return came.clear() };
-        self.silences = 0;
+        (self.silences, self.unheard) = (0, None);
         let mut fresh = Vec::with_capacity(came.len());
         for message in came.drain(..) {
             match message.reply.clone() {
@@ -224,13 +224,14 @@ impl Pump {
     }
 
     pub(super) async fn pull(&mut self, epoch: u64, now: Moment) {
-        let mut silent = false;
+        let mut silent = self.unheard.is_some_and(|since| now.saturating_sub(since) > SILENCE);
         for consumer in &mut self.consumers {
             silent |= consumer.credit.tick(now);
         }
         if silent {
             tracing::debug!(queue = %self.context.queue.name, "a consumer is silent; its inbox is made anew");
             self.silences += 1;
+            self.unheard = None;
             if self.silences >= 2 {
                 // Half open: what we send arrives nowhere, and nobody says so.
                 self.silences = 0;

@@ -115,6 +115,8 @@ pub struct Pump {
     ordered: Option<Ordered>,
     /// How often an inbox was made anew for silence since anything was heard.
     silences: u32,
+    /// When something was sent that asks for an answer, since anything was heard.
+    unheard: Option<Moment>,
     started: Instant,
     /// An acknowledgement went without an answer: the server may have forgotten the delivery, and must be able to
     /// deliver it again although no slot is free.
@@ -183,6 +185,7 @@ impl Pump {
             inbox: None,
             ordered,
             silences: 0,
+            unheard: None,
             started: Instant::now(),
             unanswered: false,
             stopping: false,
@@ -492,6 +495,9 @@ impl Pump {
         let Some(prefix) = self.inbox.as_ref().map(|inbox| inbox.prefix.clone()) else { return };
         if !self.connected() {
             return;
+        }
+        if !renew.is_empty() {
+            self.unheard.get_or_insert(now);
         }
         for key in renew {
             let Some(held) = self.hand.get(key) else { continue };

@@ -160,6 +160,7 @@ impl Pump {
             return;
         };
         while let Some(flight) = self.confirm.next(epoch, now) {
+            self.unheard.get_or_insert(now);
             let last = flight.items.len() - 1;
             for (index, item) in flight.items.iter().enumerate() {
                 let Some(held) = self.hand.get(item.token) else { continue };

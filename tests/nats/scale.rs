@@ -1,0 +1,105 @@
+//! Many workers, and many jobs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use windlass::broker::{Broker, Destination, Disposition, Publication};
+use windlass::message::Message;
+use windlass::time::Clock;
+
+use super::kit::{LEASE, connect, open, publish, queue, run_for};
+use crate::support::nats::{Nats, Release};
+use crate::support::tool;
+
+/// Bytes of memory that this process has.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux says so");
+    let pages: usize = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number of pages");
+    pages * 4_096
+}
+
+#[test]
+fn four_workers_share_a_queue() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    let events = if tool::full() { 20_000 } else { 1_600 };
+    run_for(Duration::from_secs(300), async {
+        let mut invoice = queue("invoice", &["orders"]);
+        invoice.slots = 8.try_into().expect("not 0");
+        let mut brokers: Vec<Arc<dyn Broker>> = Vec::new();
+        for _ in 0..4 {
+            brokers.push(connect(&server.url(), std::slice::from_ref(&invoice)).await);
+        }
+        open(&brokers[0], &invoice).await.source.stop().await;
+        let bodies = vec!["{}"; events];
+        for chunk in bodies.chunks(400) {
+            let publishing = chunk.iter().map(|body| publish(&brokers[0], "orders", std::slice::from_ref(body)));
+            futures_util::future::join_all(publishing).await;
+        }
+        let left = Arc::new(AtomicUsize::new(events));
+        let workers = brokers.iter().map(|broker| {
+            let (broker, invoice, left) = (broker.clone(), invoice.clone(), left.clone());
+            tokio::spawn(async move {
+                let mut work = open(&broker, &invoice).await;
+                let mut done = 0;
+                while left.load(Ordering::Relaxed) > 0 {
+                    let deliveries = work.within(8, Duration::from_millis(20)).await;
+                    // As long for each worker, whatever the machine does besides.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    done += deliveries.len();
+                    left.fetch_sub(deliveries.len(), Ordering::Relaxed);
+                    let batch = deliveries.into_iter().map(|delivery| delivery.settle(Disposition::Ack)).collect();
+                    drop(work.settler.settle(batch));
+                }
+                broker.close().await;
+                done
+            })
+        });
+        let done: Vec<usize> = futures_util::future::join_all(workers).await.into_iter().map(|d| d.unwrap()).collect();
+        assert_eq!(done.iter().sum::<usize>(), events);
+        let quarter = events / 4;
+        let fair = done.iter().all(|&done| done.abs_diff(quarter) * 100 <= quarter * 15);
+        assert!(fair, "each within 15 % of {quarter}: {done:?}");
+    });
+}
+
+#[test]
+fn a_million_delayed_jobs_cost_a_worker_nothing() {
+    if !tool::full() {
+        return;
+    }
+    let Some(server) = Nats::start(Release::New) else { return };
+    run_for(Duration::from_secs(1_500), async {
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        let publisher = broker.publisher();
+        let later = Clock::System.now().after(Duration::from_secs(3_600));
+        let before = resident();
+        let mut batches = futures_util::stream::iter(0..1_000u32)
+            .map(|batch| {
+                let publications = (0..1_000u32).map(|number| Publication {
+                    destination: Destination::Queue { queue: invoice.name.clone(), job: None, not_before: Some(later) },
+                    message: Message { body: Some("{}".into()), ..Message::default() },
+                    id: format!("{batch}-{number}"),
+                    allow_unheard: false,
+                });
+                publisher.publish(publications.collect())
+            })
+            .buffer_unordered(2);
+        while let Some(stored) = batches.next().await {
+            assert!(stored.iter().all(Result::is_ok), "{:?}", stored.into_iter().find(Result::is_err));
+        }
+        drop(batches);
+        assert!(work.within(1, LEASE).await.is_empty(), "none is due");
+        let status = broker.inspect().status(&[]).await.expect("a status").remove(0);
+        assert_eq!((status.scheduled, status.ready, status.running), (Some(1_000_000), Some(0), Some(0)), "{status:?}");
+        publish(&broker, "orders", &["now"]).await;
+        let delivery = work.one().await;
+        work.stored(delivery, Disposition::Ack).await;
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 64 << 20, "{} MiB more", grown >> 20);
+        broker.close().await;
+    });
+}
