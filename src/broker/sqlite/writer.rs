@@ -82,6 +82,7 @@ pub struct Writer {
     /// When to renew our lease.
     pub(super) renew_at: Instant,
     poll_at: Instant,
+    polled_at: Instant,
     poll: Duration,
     data_version: i64,
     housekeeping: Housekeeping,
@@ -162,6 +163,7 @@ impl Writer {
             expected: 0,
             renew_at: now + start.lease / 3,
             poll_at: now,
+            polled_at: now,
             poll: POLL.0,
             data_version: 0,
             housekeeping: Housekeeping::new(now),
@@ -217,10 +219,11 @@ impl Writer {
     async fn accept(&mut self, command: Command) {
         self.housekeeping.busy();
         match command {
-            // That a desk has a wish is seen on the desk. Another process may have written since the last one.
+            // That a desk has a wish is seen on the desk. Another process may have written since the last one; to ask
+            // the file for each job would cost as much as the job, and make what is published just now wait.
             Command::Want => {
                 self.poll = POLL.0;
-                self.poll_at = Instant::now();
+                self.poll_at = self.poll_at.min(self.polled_at + POLL.0);
                 for station in self.stations.values_mut().filter(|station| station.shy) {
                     station.dirty |= station.desk.wish().is_some_and(|credit| credit.suspect);
                 }
@@ -347,7 +350,8 @@ impl Writer {
                 self.poll = (self.poll * 5 / 4).min(POLL.1);
             }
         }
-        self.poll_at = Instant::now() + self.poll;
+        self.polled_at = Instant::now();
+        self.poll_at = self.polled_at + self.poll;
     }
 
     /// Somebody gave back what we held: tells who runs on, and begins anew.
