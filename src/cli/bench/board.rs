@@ -182,6 +182,13 @@ impl Waits {
         self
     }
 
+    /// One more.
+    pub fn note(&mut self, nanos: u64) {
+        self.buckets.resize(BUCKETS, 0);
+        self.buckets[bucket(nanos / 1_000)] += 1;
+        self.max = self.max.max(nanos);
+    }
+
     /// How many.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()

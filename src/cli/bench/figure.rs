@@ -50,6 +50,8 @@ pub struct Figures {
     pub first_job_ms: Option<f64>,
     /// The raw loops, the one of `raw_per_s` first.
     pub raw: Vec<Raw>,
+    /// How late this machine woke a thread that slept, while the waits were measured.
+    pub machine_late_ms: Start,
     /// What the broker still held in the end, though it had run.
     pub unsettled: u64,
     /// Starts before an earlier job of the same key.
@@ -80,6 +82,13 @@ pub struct Raw {
     pub rss_peak_mib: Option<f64>,
 }
 
+impl Start {
+    fn new(waits: &Waits) -> Self {
+        let known = |figure: f64| (waits.count() > 0).then(|| tidy(figure));
+        Self { p50: known(waits.quantile_ms(0.5)), p99: known(waits.quantile_ms(0.99)), max: known(waits.max_ms()) }
+    }
+}
+
 impl Figures {
     /// Of these rounds, of which there is at least one.
     pub fn new(broker: &str, plan: &Plan, rounds: &[Round]) -> Self {
@@ -105,8 +114,6 @@ impl Figures {
         };
         let raw_per_s = limits.map(|raw| raw.per_s).min_by(f64::total_cmp);
         let per_s = worker(&|turn| Some(turn.per_s)).unwrap_or(0.0);
-        let waits = merge(rounds);
-        let known = |figure: f64| (waits.count() > 0).then(|| tidy(figure));
         let rates = || rounds.iter().map(|round| round.worker.per_s);
         Self {
             broker: broker.to_owned(),
@@ -114,11 +121,7 @@ impl Figures {
             per_s: tidy(per_s),
             raw_per_s: raw_per_s.map(tidy),
             ratio: raw_per_s.filter(|raw| *raw > 0.0).map(|raw| (per_s / raw * 1e3).round() / 1e3),
-            start_ms: Start {
-                p50: known(waits.quantile_ms(0.5)),
-                p99: known(waits.quantile_ms(0.99)),
-                max: known(waits.max_ms()),
-            },
+            start_ms: Start::new(&merge(rounds, |round| &round.waits)),
             lost: rounds.iter().map(|round| round.lost).sum(),
             duplicates: rounds.iter().map(|round| round.duplicates).sum(),
             rss_peak_mib: worker(&|turn| turn.peak_mib).map(tidy),
@@ -134,6 +137,7 @@ impl Figures {
             published_per_s: of(&|round| round.published_per_s).map(tidy),
             first_job_ms: worker(&|turn| turn.first_ms).map(tidy),
             raw,
+            machine_late_ms: Start::new(&merge(rounds, |round| &round.late)),
             unsettled: rounds.iter().map(|round| round.left).sum(),
             out_of_order: rounds.iter().map(|round| round.disorder).sum(),
         }
@@ -187,7 +191,12 @@ impl Figures {
                  all within {max:.2} ms"
             ))?;
             if std::io::stdout().is_terminal() {
-                histogram(out, &merge(rounds))?;
+                histogram(out, &merge(rounds, |round| &round.waits))?;
+            }
+            if let Some(late) = self.machine_late_ms.p99 {
+                out.line(format_args!(
+                    "  meanwhile this machine woke a sleeping thread up to {late:.2} ms late (99 %)"
+                ))?;
             }
         }
         let published = plan.ids() * self.rounds as u64;
@@ -218,8 +227,8 @@ fn histogram(out: &mut Output, waits: &Waits) -> Result<(), Fault> {
     Ok(())
 }
 
-fn merge(rounds: &[Round]) -> Waits {
-    rounds.iter().fold(Waits::default(), |all, round| all.and(&round.waits))
+fn merge(rounds: &[Round], of: impl Fn(&Round) -> &Waits) -> Waits {
+    rounds.iter().fold(Waits::default(), |all, round| all.and(of(round)))
 }
 
 fn median(mut figures: Vec<f64>) -> Option<f64> {

@@ -2,7 +2,8 @@
 //!
 //! Reading order: `plan` is what was asked for; [`run`] gives each round its turn; `round` is the story of one. Whoever
 //! is measured is a `process` of its own that does what `play` says, and counts on a `board` that it shares with its
-//! measurer; `gauge` reads what it used. `body` is a job's argument, `load` publishes, `endpoint` answers HTTP jobs,
+//! measurer; `gauge` reads what it used, `metronome` how
+//! late the machine itself is. `body` is a job's argument, `load` publishes, `endpoint` answers HTTP jobs,
 //! `name` tells what is left behind by a run that was killed, `figure` is what is told in the end.
 //!
 //! Invariants: the measurer judges by the board and by the broker, never by what a worker says of itself; whatever is
@@ -19,6 +20,8 @@ mod play;
 mod board;
 
 mod gauge;
+
+mod metronome;
 
 mod body;
 

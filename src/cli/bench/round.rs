@@ -11,6 +11,7 @@ use super::body;
 use super::endpoint::Endpoint;
 use super::gauge::Rate;
 use super::load::Load;
+use super::metronome::Metronome;
 use super::plan::{Kind, Plan};
 use super::play::{self, Inside, JOB, Order, Part, Who};
 use super::process::Process;
@@ -74,6 +75,8 @@ pub struct Round {
     pub worker: Turn,
     /// From publishing to starting.
     pub waits: Waits,
+    /// How late a thread that slept was woken meanwhile.
+    pub late: Waits,
     /// Ids that never ran.
     pub lost: u64,
     /// Runs that were one too many.
@@ -258,7 +261,9 @@ impl Scene<'_> {
         let paced = gentle.end - gentle.start;
         let order = Order { ids: gentle, rate, waits: true };
         let (began, cpu) = (now(), process.gauge.cpu_s());
+        let metronome = Metronome::start();
         self.pace(topic, &mut process, &producer, &board, &order, before + paced).await?;
+        round.late = metronome.stop();
         if first.is_some() {
             let seconds = (now() - began) as f64 / 1e9;
             let used = process.gauge.cpu_s().zip(cpu).map(|(after, before)| (after - before) * 1e3 / paced as f64);
