@@ -16,9 +16,6 @@ use super::file::Target;
 use crate::broker::yardstick::{Seen, Yardstick};
 use crate::broker::{Error, Options};
 
-/// Rows that one transaction claims and deletes.
-const BATCH: usize = 100;
-
 /// See the module's documentation.
 pub struct SqliteYardstick {
     directory: PathBuf,
@@ -67,10 +64,9 @@ impl SqliteYardstick {
                 .execute(&mut *connection)
                 .await?;
             let rows = sqlx::query(
-                "UPDATE job SET state = 1 WHERE id IN (SELECT id FROM job WHERE state = 0 ORDER BY id LIMIT ?)
+                "UPDATE job SET state = 1 WHERE id IN (SELECT id FROM job WHERE state = 0 ORDER BY id LIMIT 100)
                  RETURNING id, payload",
             )
-            .bind(BATCH as i64)
             .fetch_all(&mut *connection)
             .await?;
             sqlx::query("COMMIT").execute(&mut *connection).await?;
