@@ -73,6 +73,9 @@ pub struct Found {
     pub more: bool,
 }
 
+// `LIMIT +?`, because SQLite plans by the value of a bare `LIMIT ?` (sqlite3ExprIsInteger, since 3.48): it would compile
+// the statement anew each time another is bound.
+
 /// Writes the look at a queue's lanes. `skipped`: so many more rows than the credit, because we may not take them.
 pub fn look(script: &mut Script, desk: &Desk, credit: &Credit, skipped: usize, now: i64) -> Look {
     let limit = (credit.jobs.min(MOST) + skipped) as i64;
@@ -81,7 +84,7 @@ pub fn look(script: &mut Script, desk: &Desk, credit: &Credit, skipped: usize, n
          CASE WHEN length(e.content) <= 65536 THEN e.content ELSE length(e.content) END, x.data, x.crashes, s.refs \
          FROM fresh f CROSS JOIN event e ON e.id = f.event \
          LEFT JOIN record x ON x.event = f.event AND x.queue = f.queue LEFT JOIN shared s ON s.event = f.event \
-         WHERE f.queue = ? ORDER BY f.event LIMIT ?",
+         WHERE f.queue = ? ORDER BY f.event LIMIT +?",
     );
     script.bind(desk.id).bind(limit);
     let later = look_later(script, desk, 0, now, limit);
@@ -101,7 +104,7 @@ fn look_later(script: &mut Script, desk: &Desk, class: i64, now: i64, limit: i64
          l.due, l.kind, e.job \
          FROM later l CROSS JOIN event e ON e.id = l.event \
          LEFT JOIN record x ON x.event = l.event AND x.queue = l.queue LEFT JOIN shared s ON s.event = l.event \
-         WHERE l.queue = ? AND l.class = ? AND l.due <= ? ORDER BY l.due, l.event LIMIT ?",
+         WHERE l.queue = ? AND l.class = ? AND l.due <= ? ORDER BY l.due, l.event LIMIT +?",
     );
     script.bind(desk.id).bind(class).bind(now).bind(limit);
     statement
