@@ -306,12 +306,13 @@ impl Queue {
     /// What came of a credit of `jobs`.
     pub fn received(&self, jobs: usize, deliveries: Vec<Delivery>) {
         let count = deliveries.len();
-        let mut bytes = 0;
+        // Before another lane can take them: what is started must have been received.
+        let bytes = deliveries.iter().map(|delivery| delivery.message.size()).sum();
+        self.pool.admission(|admission| admission.add_bytes(bytes));
         let now = Instant::now();
         {
             let mut hand = self.hand.lock();
             for delivery in deliveries {
-                bytes += delivery.message.size();
                 match delivery.lane() {
                     Lane::Fresh => hand.fresh += 1,
                     Lane::Retry => hand.retry += 1,
@@ -324,7 +325,6 @@ impl Queue {
             hand.slots += count.min(jobs);
         }
         self.pool.admission(|admission| {
-            admission.add_bytes(bytes);
             if count < jobs {
                 admission.give(self.index, jobs - count);
                 admission.sated(self.index);

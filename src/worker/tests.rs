@@ -651,3 +651,21 @@ async fn a_settlement_that_was_not_stored_says_whose_it_was() {
         }
     }
 }
+
+/// With one lane that receives and others that start what it has just received.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn lanes_on_several_threads_lose_no_count() {
+    const JOBS: u64 = 4_000;
+    let rig = Setup { queues: vec![("many", 8)], slots: 8, ..Setup::new(logging(&Log::default(), |_| None)) };
+    let rig = rig.start().await;
+    for chunk in 0..JOBS / 40 {
+        for job in 0..40 {
+            rig.publish(format!("{}", chunk * 40 + job)).await;
+        }
+        tokio::task::yield_now().await;
+    }
+    rig.until_empty().await;
+    assert_eq!(rig.worker.counts().0, JOBS);
+    assert_eq!(rig.worker.pool.admission(|admission| (admission.bytes(), admission.is_alone())), (0, true));
+    rig.leave().await;
+}
