@@ -49,3 +49,14 @@ pub use app::App;
 pub use client::Client;
 pub use config::Config;
 pub use handler::{Context, Error, Registry};
+
+/// The pages whose Rust must compile: documentation tests, and nothing else.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/writing-a-job.md")]
+    struct WritingAJob;
+    #[doc = include_str!("../docs/testing-a-job.md")]
+    struct TestingAJob;
+}

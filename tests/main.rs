@@ -12,6 +12,8 @@ mod layout;
 
 mod readme;
 
+mod docs;
+
 mod conformance;
 
 mod ledger;
