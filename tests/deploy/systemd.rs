@@ -27,7 +27,7 @@ fn a_worker_tells_its_manager_how_it_does() {
     let mut command = worker::command(dir.path());
     command.arg("run").env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000").env_remove("WATCHDOG_PID");
     let mut worker = Worker::spawn(dir.path(), "worker", command);
-    let mut until = |what: &str| {
+    let until = |what: &str| {
         let mut heard = Vec::new();
         while heard.last().is_none_or(|last| last != what) {
             heard.push(read(&socket));
