@@ -43,6 +43,10 @@ pub mod admin;
 
 pub mod cli;
 
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
+
 pub mod testing;
 
 pub use app::App;

@@ -5,20 +5,22 @@ use std::path::{Path, PathBuf};
 
 /// Each module with what it may import. A module in parentheses may be imported at that path only, for the reason
 /// beside it.
-const ARROWS: [(&str, &str); 15] = [
+const ARROWS: [(&str, &str); 16] = [
+    // It looks at whatever reads bytes of others; compiled for tests and fuzzing only.
+    ("fuzz", "admin broker cli config handler message time"),
     ("app", "admin broker client config handler message seeded shutdown systemd telemetry time worker"),
-    ("cli", "app broker client config handler message shutdown telemetry time"),
+    ("cli", "app broker client config handler message shutdown telemetry time fuzz"),
     ("testing", "app broker client config handler message shutdown telemetry time worker"),
-    ("admin", "broker client message shutdown telemetry time worker"),
+    ("admin", "broker client message shutdown telemetry time worker fuzz"),
     // Each module owns its own configuration; here they are put together.
     ("config", "admin broker handler message telemetry time worker"),
     ("worker", "broker handler message seeded shutdown telemetry time"),
     // A retry policy is data that a job may carry; it lives beside the function that decides by it.
-    ("handler", "client message telemetry time (worker::retry)"),
+    ("handler", "client message telemetry time fuzz (worker::retry)"),
     ("client", "broker message time"),
     // The catalogue says what was done about an outcome, and which error a broker gave.
     ("telemetry", "broker message time"),
-    ("broker", "message seeded shutdown telemetry time"),
+    ("broker", "message seeded shutdown telemetry time fuzz"),
     ("message", "time"),
     ("systemd", "shutdown"),
     ("shutdown", ""),

@@ -17,6 +17,8 @@
 
 pub mod delivery;
 pub mod fingerprint;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 #[cfg(feature = "kafka")]
 mod kafka;
 pub mod letter;

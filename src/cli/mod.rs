@@ -22,6 +22,8 @@ mod status;
 mod condition;
 mod event;
 mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod input;
 mod output;
 mod session;

@@ -18,6 +18,8 @@
 //! A waiting request holds one connection and hyper's buffers for it, and nothing of ours but a boxed future.
 
 mod answer;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -239,6 +239,17 @@ fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
+/// Metadata whose checksum vouches for `bytes`, as a commit of `offset`: for fuzzing what lies behind the checksum.
+#[cfg(any(test, feature = "fuzz"))]
+pub fn sealed(bytes: &[u8], offset: i64) -> String {
+    let mut rest = Vec::new();
+    put(&mut rest, offset as u64);
+    rest.extend_from_slice(bytes);
+    let mut whole = checksum(&rest).to_le_bytes().to_vec();
+    whole.append(&mut rest);
+    format!("{MARK}{}", BASE64.encode(whole))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -9,7 +9,7 @@ mod tracker;
 
 mod span;
 
-mod memo;
+pub(super) mod memo;
 
 mod order;
 
@@ -37,7 +37,7 @@ mod transaction;
 
 mod mover;
 
-mod outgoing;
+pub(super) mod outgoing;
 
 mod topics;
 

@@ -8,8 +8,8 @@
 //! What a server cannot promise is said where it is found: below 2.12 nothing is scheduled by the server, so what
 //! waits for its time is given back with a delay; below 2.10.4 the server is refused.
 
-mod address;
-mod api;
+pub(super) mod address;
+pub(super) mod api;
 mod confirm;
 mod context;
 mod credit;
@@ -29,7 +29,7 @@ mod publisher;
 mod pump;
 mod shared;
 mod topology;
-mod wire;
+pub(super) mod wire;
 mod yardstick;
 
 use std::collections::HashSet;

@@ -1,0 +1,4 @@
+//! See `windlass::fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| windlass::fuzz::look("admin_body", input));
