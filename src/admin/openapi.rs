@@ -7,6 +7,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 
 use super::{control, health, letters, publish, redrive, status};
 
@@ -38,7 +39,7 @@ use super::{control, health, letters, publish, redrive, status};
         redrive::import,
         document,
     ),
-    modifiers(&Bearer),
+    modifiers(&Bearer, &Guarded),
     security((), ("bearer" = [])),
 )]
 struct Api;
@@ -51,6 +52,35 @@ impl utoipa::Modify for Bearer {
         let scheme = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
         if let Some(components) = &mut api.components {
             components.add_security_scheme("bearer", scheme);
+        }
+    }
+}
+
+/// What every operation under `/api` may answer, whichever it is.
+struct Guarded;
+
+impl utoipa::Modify for Guarded {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        let problem = |description: &str| {
+            let schema = Ref::from_schema_name("Problem");
+            let content = ContentBuilder::new().schema(Some(schema)).build();
+            ResponseBuilder::new().description(description).content("application/problem+json", content).build()
+        };
+        let always = [
+            ("400", "A part of the address, a parameter or the body cannot be read"),
+            ("401", "A token is needed, and this is none of them"),
+            ("403", "No token is set and the port is not on loopback, or a page of another origin asks"),
+            ("503", "The broker does not answer, or is not connected yet"),
+        ];
+        let paths = api.paths.paths.iter_mut().filter(|(path, _)| path.starts_with("/api/"));
+        for (_, item) in paths {
+            let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                for (status, description) in always {
+                    let responses = &mut operation.responses.responses;
+                    responses.entry(status.to_owned()).or_insert_with(|| problem(description).into());
+                }
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::message::{JobName, QueueName, Topic};
         ("topic" = String, Path, description = "The topic"),
         ("Idempotency-Key" = Option<String>, Header, description = "The event's id, where it has none of its own"),
     ),
-    request_body(content = String, description = "A CloudEvent in binary or structured mode, or plain bytes", content_type = "application/json"),
+    request_body(content = serde_json::Value, description = "A CloudEvent in binary or structured mode, or plain bytes", content_type = "application/json"),
     responses(
         (status = 202, description = "Stored", body = Published),
         (status = 400, description = "No event", body = Problem, content_type = "application/problem+json"),
@@ -61,7 +61,7 @@ pub(super) struct Enqueue {
         Enqueue,
         ("Idempotency-Key" = Option<String>, Header, description = "The event's id, where it has none of its own"),
     ),
-    request_body(content = String, description = "The job's argument: a CloudEvent in binary or structured mode, or plain bytes", content_type = "application/json"),
+    request_body(content = serde_json::Value, description = "The job's argument: a CloudEvent in binary or structured mode, or plain bytes", content_type = "application/json"),
     responses(
         (status = 202, description = "Stored", body = Enqueued),
         (status = 400, description = "No event", body = Problem, content_type = "application/problem+json"),

@@ -233,7 +233,7 @@ const BATCH_BYTES: usize = 4 * 1_024 * 1_024;
 
 #[utoipa::path(post, path = "/api/v1/queues/{queue}/dlq/import", tag = "dead letters",
     params(("queue" = String, Path, description = "The queue"), Import),
-    request_body(content = String, description = "Lines of an export; one whose id exists is replaced", content_type = "application/x-ndjson"),
+    request_body(content = Option<String>, description = "Lines of an export; one whose id exists is replaced; no lines import nothing", content_type = "application/x-ndjson"),
     responses(
         (status = 200, description = "Stored", body = Imported),
         (status = 400, description = "A line cannot be read; what was stored before it is said", body = Problem, content_type = "application/problem+json"),
