@@ -11,6 +11,7 @@ mod broker;
 mod chance;
 mod job;
 mod law;
+mod reality;
 mod schedule;
 #[cfg(feature = "seeded-bugs")]
 mod seeded;

@@ -25,6 +25,7 @@ use super::law::{Broken, Law};
 use super::schedule::{self, Fault, Schedule, Shape};
 use super::world::{Order, World, wall};
 use crate::ledger::judge::{self, Rules, Story};
+use crate::ledger::record;
 
 /// The queues' names.
 pub const QUEUES: [&str; 3] = ["a", "b", "k"];
@@ -39,6 +40,10 @@ pub struct Outcome {
     pub schedule: Schedule,
     /// What was wrong, the first first.
     pub broken: Vec<Broken>,
+    /// What handlers wrote.
+    pub records: Vec<record::Record>,
+    /// The dead letters.
+    pub letters: Vec<judge::Letter>,
     /// Every step, where it was asked for.
     pub story: Vec<(u64, String)>,
     /// The same for the same schedule and choices, and hardly for others.
@@ -332,6 +337,8 @@ fn judged(schedule: &Schedule, world: World) -> Outcome {
     Outcome {
         schedule: schedule.clone(),
         broken,
+        records: story.records,
+        letters: story.letters,
         story: world.story.unwrap_or_default(),
         print: world.print,
         runs: verdict.runs,
