@@ -5,7 +5,7 @@
 
 /// The bugs that can be chosen, and what each does.
 #[cfg(feature = "seeded-bugs")]
-const BUGS: [(&str, &str); 15] = [
+const BUGS: [(&str, &str); 26] = [
     ("ack-before-run", "a job is acknowledged when it starts"),
     ("success-without-run", "one job in twenty is acknowledged and not run"),
     ("release-before-run", "a job is given back when it starts, and runs on"),
@@ -21,6 +21,17 @@ const BUGS: [(&str, &str); 15] = [
     ("dead-letter-bytes", "what becomes a dead letter has a space more than what was published"),
     ("dead-letter-elsewhere", "what becomes a dead letter is published on the topic `mixed` too"),
     ("order-ignored", "a queue in key order is worked as one that is not"),
+    ("panic-is-done", "a handler that panicked counts as a success"),
+    ("timeout-is-done", "an attempt that took too long counts as a success"),
+    ("malformed-dropped", "what cannot be read is acknowledged and kept nowhere"),
+    ("retry-dropped", "one retry in five is acknowledged and not stored"),
+    ("attempts-unlimited", "what has used up its attempts is tried again"),
+    ("attempt-skipped", "a retry has a number too high by one"),
+    ("letter-reason", "every dead letter is called permanent"),
+    ("letter-attempts", "a dead letter says one attempt more than were made"),
+    ("due-early", "SQLite hands out what is due within half a second"),
+    ("given-back-dropped", "SQLite forgets what is given back"),
+    ("letter-of-event", "NATS names a dead letter by its event alone"),
 ];
 
 /// Milliseconds by which the machine's wall clock is wrong: a step that concerns one process' tests only.

@@ -27,7 +27,29 @@ pub fn disposition(
     route: &Route,
     delivery: &Delivery,
 ) -> Disposition {
+    let dropped = (bug("panic-is-done") && matches!(outcome, Outcome::Panicked { .. }))
+        || (bug("timeout-is-done") && matches!(outcome, Outcome::TimedOut { .. }))
+        || (bug("malformed-dropped") && matches!(outcome, Outcome::Malformed(_)))
+        || (bug("retry-dropped") && matches!(disposition, Disposition::Retry { .. }) && fastrand::u8(..5) == 0);
     match disposition {
+        _ if dropped => Disposition::Ack,
+        Disposition::DeadLetter { reason: Reason::Exhausted, failure, .. } if bug("attempts-unlimited") => {
+            Disposition::Retry {
+                at: facts.now.after(facts.policy.delay(facts.attempt, 0.0)),
+                attempt: facts.attempt.next(),
+                failure: Some(failure),
+                unroutable_since: None,
+            }
+        }
+        Disposition::Retry { at, attempt, failure: Some(failure), unroutable_since } if bug("attempt-skipped") => {
+            Disposition::Retry { at, attempt: attempt.next(), failure: Some(failure), unroutable_since }
+        }
+        Disposition::DeadLetter { failure, attempts, event_id, job, .. } if bug("letter-reason") => {
+            Disposition::DeadLetter { reason: Reason::Permanent, failure, attempts, event_id, job }
+        }
+        Disposition::DeadLetter { reason, failure, attempts, event_id, job } if bug("letter-attempts") => {
+            Disposition::DeadLetter { reason, failure, attempts: attempts + 1, event_id, job }
+        }
         Disposition::Release if bug("attempt-used-by-interruption") && matches!(outcome, Outcome::Interrupted) => {
             Disposition::Retry { at: facts.now, attempt: facts.attempt.next(), failure: None, unroutable_since: None }
         }

@@ -18,6 +18,7 @@ use super::wire::{self, header};
 use crate::broker::{DeadLetters, Error, Letter, LetterQuery, Mend, ReplayGuard};
 use crate::message::record::{self, Dead, Record};
 use crate::message::{Binding, Message, QueueName};
+use crate::seeded;
 use crate::time::Timestamp;
 
 /// Letters of one page, where they are read from the newest on.
@@ -41,12 +42,15 @@ pub async fn bury(
     let headers = record::write(&original.headers, record, Some(dead), Binding::Dash);
     let mut headers = wire::headers_out(&headers).map_err(api::Error::Answer)?;
     let subject = names.letter(&dead.queue, key);
-    let id = format!("{}:{key}", dead.queue);
+    let id = match &record.event_id {
+        Some(event) if seeded::bug("letter-of-event") => event.clone(),
+        _ => format!("{}:{key}", dead.queue),
+    };
     headers.insert(header::MESSAGE_ID, id.as_str());
     let body = original.body.clone().unwrap_or_default();
     let tail = names.letter_part(&dead.queue, key);
     let ack = part::store(api, &subject, &tail, headers.clone(), body.clone(), deadline).await?;
-    if !ack.duplicate {
+    if !ack.duplicate || seeded::bug("letter-of-event") {
         return Ok(ack);
     }
     if api.get(&ack.stream, ack.seq).await?.is_some_and(|stored| stored.subject == subject) {

@@ -13,6 +13,7 @@ use super::desk::Desk;
 use super::script::{Answer, Script, bytes, int, int_or_null, json_list, text_or_null};
 use super::settle::among;
 use crate::broker::Credit;
+use crate::seeded;
 
 /// Rows of a lane that one look reads, whatever the credit: bounds the memory of a look.
 const MOST: usize = 512;
@@ -106,6 +107,7 @@ fn look_later(script: &mut Script, desk: &Desk, class: i64, now: i64, limit: i64
          LEFT JOIN record x ON x.event = l.event AND x.queue = l.queue LEFT JOIN shared s ON s.event = l.event \
          WHERE l.queue = ? AND l.class = ? AND l.due <= ? ORDER BY l.due, l.event LIMIT +?",
     );
+    let now = if seeded::bug("due-early") { now + 500 } else { now };
     script.bind(desk.id).bind(class).bind(now).bind(limit);
     statement
 }

@@ -11,6 +11,7 @@ use super::{letter, stored};
 use crate::broker::Disposition;
 use crate::broker::delivery::Delivery;
 use crate::message::record::Record;
+use crate::seeded;
 
 /// Fails the script where the worker's row is gone (somebody gave back what we owned), or where queues are not what
 /// we take them for.
@@ -192,6 +193,10 @@ pub fn give_back(script: &mut Script, which: &str, bind: impl Fn(&mut Script)) {
          ON CONFLICT (event, queue) DO UPDATE SET data = json_set(data, '$.back', 1) WHERE data IS NOT NULL"
     ));
     bind(script);
+    if seeded::bug("given-back-dropped") {
+        script.add(&format!("DELETE FROM running WHERE {which}"));
+        return bind(script);
+    }
     script.add(&format!("INSERT INTO fresh SELECT queue, event FROM running WHERE {which} AND kind = 0 AND class = 0"));
     bind(script);
     script.add(&format!(
