@@ -317,6 +317,17 @@ fn letters<'a>(story: &'a Story, job: &'a Job) -> impl Iterator<Item = &'a Lette
     story.letters.iter().filter(move |letter| letter.number == job.number && letter.queue == job.queue)
 }
 
+/// How many runs a fault met: those that were going on when it came, or had ended and were possibly unconfirmed.
+#[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only campaigns ask"))]
+pub fn met(story: &Story, fault: &Fault) -> usize {
+    let is_met = |run: &Run| {
+        fault.pid.is_none_or(|pid| pid == run.pid)
+            && run.start <= fault.to
+            && run.end.saturating_add(nanos(story.rules.unconfirmed)) >= fault.from
+    };
+    runs(story).values().flatten().filter(|run| is_met(run)).count()
+}
+
 /// Whether a fault explains that this run's ending did not count, so that the job may be run once more.
 fn explains(story: &Story, run: &Run) -> bool {
     [Kind::Killed, Kind::Broker, Kind::Frozen, Kind::Left].into_iter().any(|kind| hit(story, run, kind))

@@ -194,11 +194,31 @@ impl<S: Subject> Site<S> {
         assert_eq!(code, 0, "a drain ends with 0\n{}", worker.process.tail());
     }
 
-    /// Kills the broker's server and starts it again, where there is one.
-    pub fn restart_broker(&mut self) {
+    /// Kills the broker's server and starts it again; `false` where there is none.
+    pub fn restart_broker(&mut self) -> bool {
         let from = record::now();
-        if self.subject.restart() {
+        let is_down = self.subject.restart();
+        if is_down {
             self.fault(Kind::Broker, None, from);
+        }
+        is_down
+    }
+
+    /// What was broken so far.
+    pub fn faults(&self) -> &[Fault] {
+        &self.story.faults
+    }
+
+    /// All that the judge will be told, so far.
+    pub fn story(&self) -> &Story {
+        &self.story
+    }
+
+    /// Waits until every job has ended, or so long.
+    pub fn settle(&mut self, deadline: Duration) {
+        let begun = Instant::now();
+        while !self.is_settled() && begun.elapsed() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -296,10 +316,7 @@ impl<S: Subject> Site<S> {
     /// Waits until every job has ended, lets the workers leave, and judges. What has not ended by the deadline is
     /// the judge's to say.
     pub fn verdict(mut self, deadline: Duration) -> Verdict {
-        let begun = Instant::now();
-        while !self.is_settled() && begun.elapsed() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.settle(deadline);
         self.rests = Instant::now();
         let stuck = !self.is_settled();
         while !self.workers.is_empty() && !stuck {
