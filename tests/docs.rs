@@ -1,8 +1,12 @@
-//! The documentation: every link leads somewhere, the book has every page, and blocks are what they say they are.
-//! Blocks of Rust are compiled as documentation tests (`src/lib.rs`), README's commands are run by `readme`.
+//! The documentation: every link leads somewhere, the book has every page, blocks are what they say they are, and
+//! pasted output is what commands print. Rust is compiled as documentation tests (`src/lib.rs`), README's commands are
+//! run by `readme`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+#[cfg(feature = "sqlite")]
+use crate::support::worker;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -90,7 +94,7 @@ fn the_book_has_every_page() {
     for page in pages().iter().filter_map(|page| page.strip_prefix(root().join("docs")).ok()) {
         let name = page.display().to_string();
         // Decisions are listed by their first, which tells where the others are.
-        let known = name == "SUMMARY.md" || name.starts_with("decisions/") || listed.iter().any(|link| *link == name);
+        let known = name == "SUMMARY.md" || name.starts_with("decisions/") || listed.contains(&name);
         assert!(known, "docs/{name} is neither in docs/SUMMARY.md nor in docs/README.md");
     }
     let book: toml::Table = read(&root().join("docs/book.toml")).parse().expect("docs/book.toml is TOML");
@@ -124,4 +128,21 @@ fn blocks_are_what_they_say() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The pages whose commands are run again, and what they print held against what the page says.
+#[cfg(feature = "sqlite")]
+#[test]
+fn commands_print_what_is_pasted_below_them() {
+    let mut paste = std::process::Command::new(root().join("scripts/paste"));
+    worker::clean(&mut paste, root());
+    paste.arg("--check").args(["docs/first-minute.md", "docs/retries-and-dead-letters.md"]);
+    match paste.env("WINDLASS", worker::BINARY).output() {
+        Ok(output) if output.status.code() == Some(127) => eprintln!("not here: python3, to run the pages' commands"),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+        }
+        Err(error) => panic!("scripts/paste: {error}"),
+    }
 }
