@@ -468,10 +468,13 @@ impl Writer {
 type Looking = (Arc<Desk>, Credit, claim::Look);
 type Claimed = (Arc<Desk>, Vec<Candidate>, Timestamp);
 
+/// With its place among the messages of the transaction.
+type Placed = Result<(Published, Option<i64>), Error>;
+
 #[derive(Default)]
 struct Posted {
-    /// With the place of each among the messages of the transaction.
-    results: Vec<Vec<Result<(Published, Option<i64>), Error>>>,
+    /// Of each post.
+    results: Vec<Vec<Placed>>,
     /// The statement that answers with the number of the first.
     numbered: Option<usize>,
 }
