@@ -598,7 +598,7 @@ pub trait Inspect: Send + Sync {
     fn queues(&self) -> BoxFuture<'_, Result<Vec<KnownQueue>, Error>>;
 
     /// Removes a queue's consumer and work records (not its dead letters); jobs that it held. Not while workers
-    /// are attached, and with jobs left only where `even_with_jobs`: [`may_forget`].
+    /// are attached, and with jobs left only where `even_with_jobs`.
     fn forget<'a>(&'a self, queue: &'a QueueName, even_with_jobs: bool) -> BoxFuture<'a, Result<u64, Error>>;
 
     /// What would lose, double or stall jobs.

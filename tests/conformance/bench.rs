@@ -187,7 +187,9 @@ impl Site {
         let publisher = self.broker.publisher();
         let results = self.io.handle().spawn(async move { publisher.publish(batch).await }).await;
         let results = results.expect("publishing does not panic");
-        results.into_iter().map(|result| result.expect("the broker confirms")).last().unwrap_or_default()
+        // Each is looked at.
+        let confirmed = results.into_iter().map(|result| result.expect("the broker confirms"));
+        confirmed.fold(Published::default(), |_, last| last)
     }
 
     /// All dead letters, the oldest first.

@@ -56,7 +56,7 @@ fn candidates(of: &Schedule) -> Vec<Schedule> {
         add(&|s| _ = s.faults.remove(index));
     }
     for index in 0..of.jobs.len() {
-        add(&|s| drop(s.jobs.remove(index)));
+        add(&|s| _ = s.jobs.remove(index));
     }
     if of.mischief > 0 {
         add(&|s| s.mischief = 0);
