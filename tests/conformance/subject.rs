@@ -25,6 +25,9 @@ pub trait Subject: Sized + Send + 'static {
     /// The longest that a finished job may be unconfirmed on a slow machine.
     const UNCONFIRMED: Duration = Duration::from_secs(2);
 
+    /// Whether the ledger's stories are short enough to be told without being asked for.
+    const SHORT: bool = true;
+
     /// Whether `order = "key"` can be had.
     const ORDERED_KEYS: bool = true;
 
@@ -196,6 +199,7 @@ impl Subject for Kafka {
     const LEASE: Duration = Duration::from_secs(6);
     const FREEZES: bool = false;
     const NOTES_RELEASES: bool = false;
+    const SHORT: bool = false;
     /// A commit waits behind its member's join, which waits for the session of a dead member; others may die meanwhile.
     const UNCONFIRMED: Duration = Duration::from_secs(30);
 

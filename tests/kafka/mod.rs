@@ -17,3 +17,5 @@ mod letters;
 mod delay;
 
 mod loss;
+
+mod security;

@@ -16,6 +16,10 @@ fn few<S: Subject>(times: usize) -> usize {
 }
 
 pub(super) fn site<S: Subject>(seed: u64) -> Option<Site<S>> {
+    if !S::SHORT && !tool::full() {
+        eprintln!("not told: the stories on {} last for minutes; WINDLASS_TEST_FULL=1 tells them", S::NAME);
+        return None;
+    }
     let mut site = Site::<S>::new(seed, None)?;
     (0..WORKERS).for_each(|_| site.start());
     Some(site)
@@ -129,4 +133,6 @@ stories! {
     sqlite: subject::Sqlite,
     #[cfg(feature = "nats")]
     nats: subject::Nats,
+    #[cfg(feature = "kafka")]
+    kafka: subject::Kafka,
 }

@@ -65,7 +65,8 @@ impl<S: Subject> Site<S> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let rules = Rules {
             lease: lease::<S>(),
-            grace: Duration::from_millis(300),
+            // Where partitions come and go, no job outlives it.
+            grace: if S::LEASE < Duration::from_secs(5) { Duration::from_millis(300) } else { Duration::from_secs(1) },
             unconfirmed: S::UNCONFIRMED,
             ..Rules::default()
         };

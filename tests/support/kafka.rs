@@ -40,6 +40,11 @@ impl Kafka {
     /// So many brokers, each with further lines of `server.properties`. A later line wins over an earlier one;
     /// `PORT` in a line stands for the node's client port.
     pub fn with(nodes: usize, extra: &str) -> Option<Self> {
+        Self::formatted(nodes, extra, &[])
+    }
+
+    /// The same, with further arguments for the formatting of its folders (`--add-scram` and one).
+    pub fn formatted(nodes: usize, extra: &str, format: &[&str]) -> Option<Self> {
         let libs = libs()?;
         let dir = tempfile::tempdir().expect("a temporary folder");
         let controllers: Vec<u16> = (0..nodes).map(|_| port::free()).collect();
@@ -75,7 +80,7 @@ impl Kafka {
             std::fs::write(home.join("log4j2.properties"), LOGGING).expect("a temporary file");
             let mut command = java(&libs);
             command.args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"]);
-            command.arg(home.join("server.properties"));
+            command.arg(home.join("server.properties")).args(format);
             process::output(command);
             started.push(Node { id, port, dir: home, libs: libs.clone(), process: None });
         }

@@ -33,13 +33,11 @@ pub async fn check(
             .keys()
             .filter_map(|topic| Some((topic, *marks.begun.get(&(name.to_string(), topic.clone()))?)))
             .collect();
-        if begun.is_empty() {
-            return Ok(Vec::new());
-        }
         let group = names::group(&namespace, &name);
-        let all: Vec<(String, i32)> = begun
+        // Asked for in any case: who may not read the group learns it here and not while working.
+        let all: Vec<(String, i32)> = partitions
             .keys()
-            .flat_map(|topic| (0..partitions[*topic]).map(|number| ((*topic).clone(), i32::try_from(number).unwrap_or(0))))
+            .flat_map(|topic| (0..partitions[topic]).map(|number| (topic.clone(), i32::try_from(number).unwrap_or(0))))
             .collect();
         let known: BTreeSet<String> = places(&settings, &group, &all)?.into_keys().map(|(topic, _)| topic).collect();
         if let Some(topic) = begun.keys().find(|topic| !known.contains(**topic))

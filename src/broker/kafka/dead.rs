@@ -274,6 +274,18 @@ impl KafkaDead {
         Ok(())
     }
 
+    /// Whether the broker denies us transactions, with which it cannot say that a record replaces another.
+    pub async fn transactions_denied(&self) -> Result<bool, Error> {
+        let this = self.clone();
+        blocking(move || {
+            let id = format!("{}._doctor", this.namespace);
+            Transactor::new(this.settings.mover(&id), this.settings.token_command(), this.clock.clone())
+                .is_denied()
+                .map_err(Error::Unavailable)
+        })
+        .await
+    }
+
     /// Letters of a queue, and the age of the oldest.
     pub async fn depth(&self, queue: &QueueName) -> Result<(u64, Option<Duration>), Error> {
         let query = LetterQuery { queue: Some(queue.clone()), oldest_first: true, ..LetterQuery::default() };

@@ -23,6 +23,16 @@ pub fn missing(topic: &str) -> Finding {
     )
 }
 
+/// The broker denies transactions.
+pub fn no_transactions(address: &str) -> Finding {
+    Finding {
+        severity: Severity::Warn,
+        subject: address.to_owned(),
+        finding: "denies us transactions: a retry, a dead letter or a replay may be stored twice by a kill".to_owned(),
+        fix: "allow Write and Describe on the transactional ids that begin with the namespace".to_owned(),
+    }
+}
+
 /// Examines topics. `ages` is the age of the oldest waiting event of each; `own` tells which topics are ours.
 pub fn examine(
     cluster: &Cluster,

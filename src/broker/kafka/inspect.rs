@@ -20,6 +20,7 @@ use super::context::Context;
 use super::dead::KafkaDead;
 use super::marks::{self, Marks};
 use super::memo::Memo;
+use super::native::login;
 use super::scan::scan_from;
 use super::topics::{Cluster, Kind, blocking, classify};
 use super::{doctor, names, outgoing};
@@ -31,6 +32,8 @@ use crate::time::Timestamp;
 const COUNTED: i64 = 2_000;
 /// How long one question may take.
 const ASK: Duration = Duration::from_secs(10);
+/// The same of one try.
+const TRY: Duration = Duration::from_secs(3);
 /// Between two tries of what an election holds up.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -262,17 +265,35 @@ fn count(
 fn committed(consumer: &BaseConsumer<Context>, list: &TopicPartitionList) -> KafkaResult<TopicPartitionList> {
     let deadline = Instant::now() + ASK;
     loop {
-        match consumer.committed_offsets(list.clone(), ASK) {
-            Err(error) if moving(&error) && Instant::now() < deadline => std::thread::sleep(AGAIN),
-            answer => return answer,
+        let answer = consumer.committed_offsets(list.clone(), TRY);
+        let Err(error) = &answer else { return answer };
+        // Who may not read the group is told so beside the question, which is then never answered.
+        while let Some(event) = consumer.poll(Duration::ZERO) {
+            if let Err(denied) = event
+                && denied.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
+            {
+                return Err(denied);
+            }
         }
+        if !moving(error) || Instant::now() >= deadline {
+            return answer;
+        }
+        std::thread::sleep(AGAIN);
     }
 }
 
 fn moving(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     let code = error.rdkafka_error_code();
-    matches!(code, Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress))
+    matches!(
+        code,
+        Some(
+            Code::NotCoordinator
+                | Code::CoordinatorNotAvailable
+                | Code::CoordinatorLoadInProgress
+                | Code::OperationTimedOut
+        )
+    )
 }
 
 /// Which of these partitions the group has committed offsets of, and those. Blocks.
@@ -286,12 +307,14 @@ pub fn places(
     let consumer: BaseConsumer<Context> =
         settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
     consumer.context().close();
+    login(consumer.client(), settings.token_command().as_deref()).map_err(Error::Refused)?;
     let mut list = TopicPartitionList::new();
     for (topic, number) in partitions {
         list.add_partition(topic, *number);
     }
     let mut found = BTreeMap::new();
     for element in committed(&consumer, &list).map_err(failed)?.elements() {
+        element.error().map_err(failed)?;
         if let Offset::Offset(offset) = element.offset() {
             found.insert((element.topic().to_owned(), element.partition()), offset);
         }
@@ -312,6 +335,7 @@ fn backlogs(
     let consumer: BaseConsumer<Context> =
         settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
     consumer.context().close();
+    login(consumer.client(), settings.token_command().as_deref()).map_err(Error::Refused)?;
     let mut list = TopicPartitionList::new();
     for (topic, number) in partitions {
         list.add_partition(topic, *number);
@@ -461,6 +485,9 @@ impl Inspect for KafkaInspect {
             }
             let own = |topic: &str| names::is_ours(self.namespace(), topic);
             let mut findings = doctor::examine(&cluster, &settings, &ages, own);
+            if self.dead.transactions_denied().await? {
+                findings.push(doctor::no_transactions(&self.dead.settings.shown));
+            }
             for topic in heard.iter().filter(|topic| !cluster.topics.contains_key(topic.as_str())) {
                 findings.push(doctor::missing(topic.as_str()));
             }

@@ -16,6 +16,7 @@ use std::thread::Thread;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
@@ -318,6 +319,32 @@ impl<C: ConsumerContext> Drop for Commits<C> {
 
 fn check(error: sys::rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
     if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(error.into()) }
+}
+
+/// Gives a client its OAUTHBEARER token, where it has a command that prints one. librdkafka asks for it through events
+/// that only a client which is polled would see.
+pub fn login<C: ClientContext>(client: &Client<C>, command: Option<&str>) -> Result<(), String> {
+    let Some(command) = command else { return Ok(()) };
+    let token = super::config::token(command).map_err(|error| error.to_string())?;
+    let text = |text: String| CString::new(text).map_err(|_| "kafka.sasl.token_command printed a NUL".to_owned());
+    let (value, principal) = (text(token.token)?, text(token.principal_name)?);
+    let mut said = [0; 256];
+    // SAFETY: the client lives; all strings live until the call returns, which copies them; the buffer is as long as is
+    // said, and ends with a NUL where something was written.
+    let (error, said) = unsafe {
+        let error = sys::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            value.as_ptr(),
+            token.lifetime_ms,
+            principal.as_ptr(),
+            std::ptr::null_mut(),
+            0,
+            said.as_mut_ptr(),
+            said.len(),
+        );
+        (error, CStr::from_ptr(said.as_ptr()).to_string_lossy().into_owned())
+    };
+    check(error).map_err(|_| format!("kafka.sasl.token_command printed no token that can be used: {said}"))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::super::Error;
 use super::config::Settings;
 use super::context::Context;
-use super::native::{Arrived, Batch, PartitionQueue, Wake};
+use super::native::{Arrived, Batch, PartitionQueue, Wake, login};
 use super::topics::classify;
 
 /// So long without a record, and the broker is taken for gone.
@@ -47,6 +47,7 @@ pub fn scan_from(
     let context = Context::new(settings.token_command());
     let consumer: BaseConsumer<Context> =
         settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
+    login(consumer.client(), settings.token_command().as_deref()).map_err(Error::Refused)?;
     let consumer = Rc::new(consumer);
     let metadata = consumer.fetch_metadata(Some(topic), SILENCE).map_err(failed)?;
     let numbers: Vec<i32> =

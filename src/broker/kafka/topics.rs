@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
@@ -12,7 +12,14 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::super::Error;
 use super::config::Settings;
 use super::context::Context;
+use super::native::login;
 use crate::message::Namespace;
+
+/// So long a token is used without asking for another.
+const RENEW: Duration = Duration::from_secs(60);
+
+/// So long a broker that does not answer is heard for a reason.
+const HEAR: Duration = Duration::from_secs(1);
 
 /// What the cluster says of itself.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +45,8 @@ pub struct Topics {
     settings: Settings,
     timeout: Duration,
     known: Mutex<BTreeMap<String, usize>>,
+    /// When it last got a token.
+    login: Mutex<Instant>,
     may_create: bool,
     replication: Option<i32>,
     partitions: Option<i32>,
@@ -71,8 +80,10 @@ impl Topics {
         let context = Context::new(settings.token_command());
         let admin = AdminClient::from_config_and_context(&settings.admin(), context)
             .map_err(|error| Error::Refused(format!("kafka: {error}")))?;
+        login(admin.inner(), settings.token_command().as_deref()).map_err(Error::Refused)?;
         Ok(Arc::new(Self {
             admin,
+            login: Mutex::new(Instant::now()),
             settings: settings.clone(),
             timeout,
             known: Mutex::default(),
@@ -94,8 +105,22 @@ impl Topics {
     pub async fn cluster(self: &Arc<Self>) -> Result<Cluster, Error> {
         let this = self.clone();
         blocking(move || {
+            let stale = {
+                let mut login = this.login.lock();
+                let stale = login.elapsed() > RENEW;
+                if stale {
+                    *login = Instant::now();
+                }
+                stale
+            };
+            if stale && let Err(why) = login(this.admin.inner(), this.settings.token_command().as_deref()) {
+                tracing::warn!(why, "no new token");
+            }
             let metadata = this.admin.inner().fetch_metadata(None, this.timeout);
-            let metadata = metadata.map_err(|error| this.error("read the cluster's metadata", &error))?;
+            let metadata = metadata.map_err(|error| match refused(&this.settings) {
+                Some(why) => Error::Refused(format!("{why} ({})", this.settings.shown)),
+                None => this.error("read the cluster's metadata", &error),
+            })?;
             let mut cluster = Cluster { brokers: metadata.brokers().len(), ..Cluster::default() };
             for topic in metadata.topics() {
                 let seats = topic
@@ -253,6 +278,22 @@ impl Topics {
         }
         Ok(found)
     }
+}
+
+/// What a person must change before a broker lets us in, if that is why it does not answer. An admin client hears
+/// nothing of it; a consumer that is polled does. Blocks.
+fn refused(settings: &Settings) -> Option<String> {
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    let context = Context::new(settings.token_command());
+    let consumer: BaseConsumer<Context> = settings.reader("_").create_with_context(context).ok()?;
+    consumer.context().close();
+    // What it answers is known; what it says beside that comes by the context.
+    let _ = consumer.fetch_metadata(None, HEAR);
+    let until = Instant::now() + HEAR;
+    while Instant::now() < until && consumer.context().refused().is_none() {
+        drop(consumer.poll(Duration::from_millis(50)));
+    }
+    consumer.context().refused()
 }
 
 /// Sees to it that a topic of ours is there, from a thread outside of the runtime.

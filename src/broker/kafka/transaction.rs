@@ -9,6 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext, TopicPartitionList};
 
+use super::native::login;
 use super::outgoing;
 use crate::message::Message;
 use crate::time::{Clock, Timestamp};
@@ -121,11 +122,17 @@ impl Transactor {
         result.map(|()| !self.denied).map_err(|(why, _)| why)
     }
 
+    /// Whether the broker denies transactions.
+    pub fn is_denied(&mut self) -> Result<bool, String> {
+        self.connect().map(|_| self.denied)
+    }
+
     fn connect(&mut self) -> Result<BaseProducer<Deliveries>, String> {
         let context = || Deliveries { token_command: self.token_command.clone(), ..Deliveries::default() };
         if !self.denied {
             let producer: BaseProducer<Deliveries> =
                 self.config.create_with_context(context()).map_err(|error| error.to_string())?;
+            login(producer.client(), self.token_command.as_deref())?;
             match producer.init_transactions(STEP) {
                 Ok(()) => return Ok(producer),
                 Err(error) if is_denied(&error) => {
@@ -138,14 +145,21 @@ impl Transactor {
         let mut config = self.config.clone();
         config.remove("transactional.id");
         config.remove("transaction.timeout.ms");
-        config.create_with_context(context()).map_err(|error| error.to_string())
+        let producer: BaseProducer<Deliveries> =
+            config.create_with_context(context()).map_err(|error| error.to_string())?;
+        login(producer.client(), self.token_command.as_deref())?;
+        Ok(producer)
     }
 }
 
 fn is_denied(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::TransactionalIdAuthorizationFailed | RDKafkaErrorCode::UnsupportedFeature)
+        Some(
+            RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+                | RDKafkaErrorCode::UnsupportedFeature
+        )
     )
 }
 
