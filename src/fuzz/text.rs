@@ -17,7 +17,7 @@ pub fn address(input: &[u8]) {
             let whole = format!("{scheme}://user:{secret}@{text}");
             assert!(!shown_address(&whole).contains(secret), "{whole:?}");
             let quoted = toml::Value::String(whole).to_string();
-            if let Err(faults) = config::load(Source::new().text("f.toml", &format!("broker = {quoted}\n"))) {
+            if let Err(faults) = config::load(Source::new().text("f.toml", format!("broker = {quoted}\n"))) {
                 assert!(!faults.to_string().contains(secret), "{faults}");
             }
         }
