@@ -23,6 +23,7 @@ pub trait Subject: Sized + Send + 'static {
     const ORDERED_HEADERS: bool = true;
 
     /// The longest that a finished job may be unconfirmed on a slow machine.
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only the ledger's judge is told"))]
     const UNCONFIRMED: Duration = Duration::from_secs(2);
 
     /// Whether the ledger's stories are short enough to be told without being asked for.

@@ -19,11 +19,14 @@ use windlass::message::{Binding, Place, QueueName};
 use super::site::QUEUES;
 use super::world::{Given, Take, World};
 
+/// By the queue and what tells its lanes apart.
+type Channels = HashMap<(usize, bool, bool), Arc<Channel>>;
+
 /// One worker's connection.
 #[derive(Clone)]
 pub struct Connection {
     seat: Seat,
-    channels: Arc<Mutex<HashMap<(usize, bool, bool), Arc<Channel>>>>,
+    channels: Arc<Mutex<Channels>>,
 }
 
 /// Where a worker meets the world.
