@@ -14,7 +14,7 @@ use crate::ledger::judge::Rule;
 const WITHIN: u64 = 10_000;
 
 /// The bug, and the law that has to see it.
-const CAUGHT: [(&str, Law); 14] = [
+const CAUGHT: [(&str, Law); 22] = [
     ("ack-before-run", Law::EarlySettlement),
     ("success-without-run", Law::EarlySettlement),
     ("release-before-run", Law::EarlySettlement),
@@ -29,6 +29,14 @@ const CAUGHT: [(&str, Law); 14] = [
     ("dead-letter-twice", Law::Judged(Rule::LetterTwice)),
     ("dead-letter-bytes", Law::EarlySettlement),
     ("order-ignored", Law::Judged(Rule::Order)),
+    ("panic-is-done", Law::EarlySettlement),
+    ("timeout-is-done", Law::EarlySettlement),
+    ("malformed-dropped", Law::EarlySettlement),
+    ("retry-dropped", Law::EarlySettlement),
+    ("attempts-unlimited", Law::Judged(Rule::Attempt)),
+    ("attempt-skipped", Law::Attempt),
+    ("letter-reason", Law::Judged(Rule::Ending)),
+    ("letter-attempts", Law::Judged(Rule::Attempt)),
 ];
 
 #[test]
