@@ -27,6 +27,7 @@ pub trait Subject: Sized + Send + 'static {
     const UNCONFIRMED: Duration = Duration::from_secs(2);
 
     /// Whether the ledger's stories are short enough to be told without being asked for.
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only the ledger's stories are told"))]
     const SHORT: bool = true;
 
     /// Whether `order = "key"` can be had.
