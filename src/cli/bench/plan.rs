@@ -14,17 +14,18 @@ use crate::time::parse_duration;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  windlass bench                                         # SQLite in the folder for temporary files
+  windlass bench                                         # SQLite, in a temporary folder
   windlass bench --broker nats://127.0.0.1:4222 --jobs 400000 --repeat 5
   windlass bench --broker memory:// --jobs 4000000
   windlass bench --kind sleep --for 10ms --slots 1000
   windlass bench --kind http --for 5ms --slots 200 --jobs 20000
   windlass bench --rate 500 --jobs 10000                 # from publishing to starting
 
-First a backlog is drained, by a raw loop of the broker's own client and by the worker in turn; then some jobs are
-published at a gentle rate, to see how long they wait. Each job that was published is looked up in the end: one that
-was lost ends with 1. What it makes at the broker bears a name of its own and is removed; a run that was killed is
-cleared up by the next. With --set, settings of the broker: --set sqlite.synchronous=normal.")]
+First a backlog is drained, by a raw loop of the broker's own client and by the worker in turn;
+then some jobs are published at a gentle rate, to see how long they wait. Each job that was
+published is looked up in the end: one that was lost ends with 1. What it makes at the broker
+bears a name of its own and is removed; a run that was killed is cleared up by the next. With
+--set, settings of the broker: --set sqlite.synchronous=normal.")]
 pub struct Arguments {
     /// Jobs of a round; 100,000, and fewer where each takes time
     #[arg(long, value_name = "N")]
