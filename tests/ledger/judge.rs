@@ -217,8 +217,9 @@ type Runs = HashMap<(String, u64), Vec<Run>>;
 /// How long a thawed worker may not have noticed yet that its leases are gone.
 const THAW: u64 = 0;
 
-/// Jobs that end at once share one look at the wall clock: so old it may be when it becomes a due time.
-const READ_ONCE: u64 = 250_000_000;
+/// Jobs that end at once share one look at the wall clock, and a claim that waits for the file's lock has looked before:
+/// so old it may be when it becomes a due time or is held against one.
+const READ_ONCE: u64 = 3_000_000_000;
 
 /// A wall clock in milliseconds stands between a failure and its retry, and the two clocks drift a little.
 const CLOCKS: u64 = 2_000_000;
@@ -423,7 +424,10 @@ fn attempts(story: &Story, job: &Job, runs: &[Run], letters: &[&Letter], verdict
     for run in runs {
         let failed_before =
             || runs.iter().any(|other| other.attempt + 1 == run.attempt && other.failed() && other.end <= run.start);
-        if run.attempt < highest && !blind(story, run) {
+        // A broker that was killed may have forgotten what it had confirmed just before: that attempt comes once more.
+        let forgotten =
+            |other: &Run| other.attempt == run.attempt && other.start < run.start && hit(story, other, Kind::Broker);
+        if run.attempt < highest && !blind(story, run) && !runs.iter().any(forgotten) {
             let what = format_args!("attempt {} ran after attempt {highest}", run.attempt);
             verdict.add(Rule::Attempt, job, what);
         } else if run.attempt > 1 && !failed_before() {
