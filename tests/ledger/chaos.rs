@@ -122,7 +122,9 @@ macro_rules! stories {
 
             #[test]
             fn a_broker_that_restarts_loses_nothing() {
-                broker_restarts::<$subject>(if tool::full() { 10 } else { 2 });
+                if tool::full() {
+                    broker_restarts::<$subject>(10);
+                }
             }
         }
     )* };
