@@ -113,11 +113,13 @@ fn look_later(script: &mut Script, desk: &Desk, class: i64, now: i64, limit: i64
 }
 
 impl Look {
-    /// Reads the answers.
-    pub fn read(&self, answers: &[Answer], credit: &Credit) -> Found {
+    /// Reads the answers. The look was written before it waited for the lock: what is not due at `now` any more, because
+    /// the clock was set back meanwhile, stays.
+    pub fn read(&self, answers: &[Answer], credit: &Credit, now: i64) -> Found {
         let limit = credit.jobs.min(MOST);
         let lane = |statement: usize, class: i64| -> VecDeque<Candidate> {
-            answers[statement].rows.iter().map(|row| candidate(row, class)).collect()
+            let candidates = answers[statement].rows.iter().map(|row| candidate(row, class));
+            candidates.filter(|candidate| candidate.kind == 0 || candidate.due <= now).collect()
         };
         let due = &answers[self.next_due].rows[0];
         let dues = [int_or_null(due, 0), if self.suspect.is_some() { int_or_null(due, 1) } else { None }];

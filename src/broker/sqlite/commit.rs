@@ -407,7 +407,7 @@ impl Writer {
         let mut claims = Script::default();
         let mut claimed = Vec::with_capacity(looks.len());
         for (desk, credit, look) in looks {
-            let mut found = look.read(&answers, credit);
+            let mut found = look.read(&answers, credit, now.as_millis());
             let joined = join(desk, &mut found);
             let mut chosen = claim::choose(&mut found, credit);
             let station = self.stations.get_mut(&desk.id).expect("a look has a station");
