@@ -122,9 +122,7 @@ macro_rules! stories {
 
             #[test]
             fn a_broker_that_restarts_loses_nothing() {
-                if tool::full() {
-                    broker_restarts::<$subject>(10);
-                }
+                broker_restarts::<$subject>(if tool::full() { 10 } else { 2 });
             }
         }
     )* };

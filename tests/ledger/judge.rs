@@ -217,9 +217,8 @@ type Runs = HashMap<(String, u64), Vec<Run>>;
 /// How long a thawed worker may not have noticed yet that its leases are gone.
 const THAW: u64 = 0;
 
-/// Jobs that end at once share one look at the wall clock, and a claim that waits for the file's lock has looked before:
-/// so old it may be when it becomes a due time or is held against one.
-const READ_ONCE: u64 = 3_000_000_000;
+/// Jobs that end at once share one look at the wall clock: so old it may be when it becomes a due time.
+const READ_ONCE: u64 = 250_000_000;
 
 /// A wall clock in milliseconds stands between a failure and its retry, and the two clocks drift a little.
 const CLOCKS: u64 = 2_000_000;
@@ -467,8 +466,13 @@ fn early(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
 fn owners(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
     for (index, run) in runs.iter().enumerate() {
         let beside = runs[index + 1..].iter().find(|later| later.start < run.end);
+        // It was itself begun beside one that no longer counted and could not know it: what that one led to is beside it.
+        let forked = runs[..index]
+            .iter()
+            .any(|other| other.attempt == run.attempt && other.end > run.start && blind(story, other));
         if let Some(later) = beside
             && !blind(story, run)
+            && !forked
         {
             let what = format_args!("worker {} began attempt {} while {} ran it", later.pid, later.attempt, run.pid);
             verdict.add(Rule::Owners, job, what);

@@ -1,7 +1,7 @@
 //! A campaign: faults drawn from a seed, one after the other, while jobs of every behaviour are published and run, and
 //! one judgement over all of it.
 //!
-//! `scripts/torment [--broker B] [--seed S] [--minutes M]` makes long ones; a short one is part of `scripts/test --full`. The same
+//! `scripts/torment [--broker B] [--seed S] [--minutes M]` makes long ones; a short one is part of the tests. The same
 //! seed gives the same jobs and the same faults in the same order; when each comes between two instructions of a
 //! worker is the machine's affair.
 
@@ -13,7 +13,6 @@ use super::chaos::{clean, seed};
 use super::judge;
 use super::story::{Site, lease};
 use crate::conformance::subject::{self, Subject};
-use crate::support::tool;
 
 /// What is done to the workers or to their broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,7 +166,7 @@ fn asked(broker: &str, faults: usize) -> Option<Until> {
             let wanted = only.is_none_or(|only| only == broker);
             wanted.then(|| Until::Time(Duration::from_secs_f64(minutes * 60.0)))
         }
-        None => (faults > 0 && tool::full()).then_some(Until::Faults(faults)),
+        None => (faults > 0).then_some(Until::Faults(faults)),
     }
 }
 

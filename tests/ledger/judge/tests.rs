@@ -121,6 +121,13 @@ fn attempts_are_counted_one_by_one() {
     // Given back.
     let back = tale(Ends::Done, 2).run(1, 7, 1, 0, failed(5)).run(1, 7, 2, 200, None).run(1, 8, 1, 1_500, done(1_505));
     back.fault(Kind::Killed, Some(7), 250, 250).breaks(&[Rule::Attempt]);
+    // Forgotten by a broker that was killed just after it had confirmed the failure.
+    let again = || {
+        let tale = tale(Ends::Done, 3).run(1, 7, 1, 0, failed(5)).run(1, 7, 2, 200, failed(205));
+        tale.run(1, 7, 3, 500, failed(505)).run(1, 8, 2, 900, done(905))
+    };
+    again().fault(Kind::Broker, None, 300, 310).breaks(&[]);
+    again().breaks(&[Rule::Attempt, Rule::Duplicate]);
     // One too many.
     tale(Ends::Done, 1).run(1, 7, 1, 0, failed(5)).run(1, 7, 2, 900, done(905)).breaks(&[Rule::Attempt]);
     // A dead letter that says otherwise.
@@ -182,6 +189,16 @@ fn one_owner_at_a_time() {
     both().fault(Kind::Frozen, Some(7), 10, 2_500).breaks(&[]);
     // Frozen for less than the lease explains no second run.
     both().fault(Kind::Frozen, Some(7), 10, 200).breaks(&[Rule::Duplicate]);
+    // The broker was killed under the first and gave it out once more; what either led to is beside the other.
+    let forked = || {
+        let tale = tale(Ends::Done, 2).run(1, 7, 1, 0, failed(1_000)).run(1, 8, 1, 500, failed(1_500));
+        tale.run(1, 9, 2, 1_130, done(1_131))
+    };
+    forked().fault(Kind::Broker, None, 20, 37).breaks(&[]);
+    forked().breaks(&[Rule::Duplicate, Rule::Owners]);
+    // Begun when the first had ended, it is the only owner.
+    let alone = tale(Ends::Done, 2).run(1, 7, 1, 0, failed(400)).run(1, 8, 1, 500, failed(1_500));
+    alone.run(1, 9, 2, 1_130, done(1_131)).fault(Kind::Broker, None, 20, 37).breaks(&[Rule::Owners]);
 }
 
 #[test]
