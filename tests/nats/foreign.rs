@@ -60,6 +60,79 @@ fn odd_messages_block_nothing() {
     });
 }
 
+/// Bodies with a header each that the client library ends its connection at.
+const UNREADABLE: [(&[u8], &str); 4] = [
+    (b"X Name: a", "a space in the name"),
+    (b"X-Name: \xe9t\xe9", "latin-1"),
+    (b"X-N\xc3\xa4me: a", "a name that is not ASCII"),
+    (b"no colon", "no header"),
+];
+
+#[test]
+fn headers_that_the_client_cannot_read_take_no_worker_off_its_queue() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders.>", "limits").await;
+        let invoice = queue("invoice", &["orders.new"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        // Not heard by this queue, so none of its affair.
+        publish_raw(&server, "orders.old", b"X Name: a\r\n", b"{}");
+        for (index, (header, body)) in UNREADABLE.iter().enumerate() {
+            kit::publish(&broker, "orders.new", &[&index.to_string()]).await;
+            publish_raw(&server, "orders.new", &[b"X-Kept: yes\r\n", *header, b"\r\n"].concat(), body.as_bytes());
+        }
+        kit::publish(&broker, "orders.new", &["4"]).await;
+        let mut ran = std::collections::BTreeSet::new();
+        while ran.len() < 5 {
+            let delivery = work.one().await;
+            ran.extend(delivery.message.body.clone());
+            work.stored(delivery, Disposition::Ack).await;
+        }
+        let mut letters = Vec::new();
+        while letters.len() < UNREADABLE.len() {
+            letters = kit::letters(&broker).await;
+        }
+        for (letter, (header, body)) in letters.iter().zip(UNREADABLE) {
+            assert_eq!((letter.reason, letter.attempts), (Reason::Malformed, 0));
+            assert_eq!(letter.message.body.as_deref(), Some(body.as_bytes()));
+            assert_eq!(letter.message.headers.get("X-Kept"), Some(&b"yes"[..]));
+            let hex: String = header.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(letter.message.headers.get("windlass-hex-header"), Some(hex.as_bytes()), "{body}");
+        }
+        let unsettled =
+            async || behind.api("CONSUMER.INFO.ORDERS.t_invoice", Value::Null).await["num_ack_pending"].clone();
+        while unsettled().await != json!(0) {}
+        broker.close().await;
+    });
+}
+
+/// The client library panics at such a value, which ends its task for good: the queue says so, and the next start
+/// finds the message before it comes again.
+#[test]
+fn a_header_that_the_client_panics_at_ends_one_worker_and_not_the_next() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        publish_raw(&server, "orders", b"X-Return: a\rb\r\n", b"{}");
+        let Err(error) = work.source.receive(kit::credit(1)).await else { panic!("it was delivered") };
+        assert!(error.to_string().contains("has stopped"), "{error}");
+        let next = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&next, &invoice).await;
+        while kit::letters(&next).await.is_empty() {}
+        kit::publish(&next, "orders", &["1"]).await;
+        let delivery = work.one().await;
+        work.stored(delivery, Disposition::Ack).await;
+        assert_eq!(kit::letters(&next).await.len(), 1);
+        next.close().await;
+    });
+}
+
 #[test]
 fn a_record_that_nobody_can_read_becomes_a_dead_letter_with_its_bytes() {
     let Some(server) = Nats::start(Release::New) else { return };

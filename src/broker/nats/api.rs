@@ -148,6 +148,35 @@ pub struct Stored {
     pub payload: Bytes,
 }
 
+/// A message read by its place, its headers as they lie there: what somebody wrote need not be headers at all.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    /// Its subject.
+    pub subject: String,
+    /// Its sequence.
+    pub seq: u64,
+    /// When it was stored.
+    pub stored: jiff::Timestamp,
+    /// `NATS/1.0` and a line for each header; empty where it has none.
+    pub headers: Vec<u8>,
+    /// Its payload.
+    pub payload: Bytes,
+}
+
+impl Raw {
+    /// When it was stored, rounded down.
+    pub fn at(&self) -> Timestamp {
+        Timestamp::from_millis(self.stored.as_millisecond())
+    }
+}
+
+impl From<Raw> for Stored {
+    fn from(raw: Raw) -> Self {
+        let headers = parse_headers(&raw.headers).filter(|_| !raw.headers.is_empty());
+        Self { at: raw.at(), headers, subject: raw.subject, seq: raw.seq, payload: raw.payload }
+    }
+}
+
 /// JetStream's API over one connection.
 #[derive(Clone)]
 pub struct Api {
@@ -294,7 +323,16 @@ impl Api {
         self.get_by(stream, &json!({ "seq": seq, "next_by_subj": filter })).await
     }
 
+    /// Likewise, its headers unread.
+    pub async fn next_raw(&self, stream: &str, seq: u64, filter: &str) -> Result<Option<Raw>, Error> {
+        self.raw_by(stream, &json!({ "seq": seq, "next_by_subj": filter })).await
+    }
+
     async fn get_by(&self, stream: &str, body: &Value) -> Result<Option<Stored>, Error> {
+        Ok(self.raw_by(stream, body).await?.map(Stored::from))
+    }
+
+    async fn raw_by(&self, stream: &str, body: &Value) -> Result<Option<Raw>, Error> {
         let answer = match self.call(&format!("STREAM.MSG.GET.{stream}"), body).await {
             Ok(answer) => answer,
             Err(error) if matches!(error.err_code(), code::NO_MESSAGE | code::NO_STREAM) => return Ok(None),
@@ -302,17 +340,16 @@ impl Api {
         };
         let message = &answer["message"];
         let bytes = |name: &str| base64_in(message[name].as_str().unwrap_or_default());
-        let stored = || {
-            let at = message["time"].as_str()?.parse::<jiff::Timestamp>().ok()?;
-            Some(Stored {
+        let raw = || {
+            Some(Raw {
                 subject: message["subject"].as_str()?.to_owned(),
                 seq: message["seq"].as_u64()?,
-                at: Timestamp::from_millis(at.as_millisecond()),
-                headers: bytes("hdrs").and_then(|raw| parse_headers(&raw)),
+                stored: message["time"].as_str()?.parse().ok()?,
+                headers: bytes("hdrs").unwrap_or_default(),
                 payload: bytes("data").map(Bytes::from)?,
             })
         };
-        stored().map(Some).ok_or_else(|| Error::Answer("a message without subject, sequence or time".to_owned()))
+        raw().map(Some).ok_or_else(|| Error::Answer("a message without subject, sequence or time".to_owned()))
     }
 
     /// Removes a message; false where it was gone.

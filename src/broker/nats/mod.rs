@@ -29,6 +29,7 @@ mod publisher;
 mod pump;
 mod shared;
 mod topology;
+mod unreadable;
 pub(super) mod wire;
 mod yardstick;
 

@@ -185,8 +185,12 @@ impl Shared {
 
     /// Something that only a person can mend: the source ends with it.
     pub fn fail(&self, why: String) {
-        tracing::error!(error = %why, "a queue can no longer be read");
-        *self.fatal.lock() = Some(why);
+        let mut fatal = self.fatal.lock();
+        if fatal.is_none() {
+            tracing::error!(error = %why, "a queue can no longer be read");
+            *fatal = Some(why);
+        }
+        drop(fatal);
         self.ready.notify_one();
     }
 

@@ -113,6 +113,11 @@ pub fn delivered(reply: &str) -> Option<Delivered<'_>> {
     })
 }
 
+/// Bytes as two digits each.
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A subject made of text.
 pub fn subject(text: String) -> Subject {
     Subject::from(text)

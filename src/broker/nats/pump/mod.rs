@@ -36,7 +36,7 @@ use super::owner::Until;
 use super::prepare::Prepared;
 use super::shared::{Command, Shared};
 use super::topology::Subscription;
-use super::wire;
+use super::{unreadable, wire};
 use crate::broker::{Channel, Disposition, Lane, Settled, Token};
 use crate::message::headers::Builder;
 
@@ -66,6 +66,8 @@ struct Consumer {
     highest: u64,
     /// Up to here a server that died may have forgotten what it had delivered and what was settled.
     doubtful: u64,
+    /// What the client cannot read is being looked for.
+    searching: bool,
 }
 
 struct Inbox {
@@ -89,6 +91,7 @@ enum Done {
     Counted(usize, u64, Result<(usize, u64), super::api::Error>),
     Marked(Vec<(Key, Result<Option<u64>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
     Cleared,
+    Searched(usize, Result<u64, super::api::Error>),
 }
 
 /// See the module.
@@ -112,6 +115,8 @@ pub struct Pump {
     inbox: Option<Inbox>,
     /// The server, and the first connection to it.
     server: (String, u64),
+    /// The connection after whose beginning was looked for what the client cannot read.
+    searched: u64,
     ordered: Option<Ordered>,
     /// How often an inbox was made anew for silence since anything was heard.
     silences: u32,
@@ -157,6 +162,7 @@ impl Pump {
                 checking: false,
                 highest: 0,
                 doubtful: 0,
+                searching: false,
             })
             .collect();
         let consumers: Vec<Consumer> = consumers;
@@ -183,6 +189,7 @@ impl Pump {
             tasks: JoinSet::new(),
             preparing: 0,
             inbox: None,
+            searched: 0,
             ordered,
             silences: 0,
             unheard: None,
@@ -282,7 +289,23 @@ impl Pump {
         }
         match self.context.link.client.subscribe(format!("{prefix}.*.*.*")).await {
             Ok(messages) => self.inbox = Some(Inbox { messages, prefix, epoch }),
-            Err(error) => tracing::warn!(error = %error, "failed to subscribe to an inbox"),
+            Err(error) if self.closed.is_cancelled() => tracing::debug!(error = %error, "the connection was closed"),
+            // Its task has ended, as it does where it panics: nothing more will ever come over this connection.
+            Err(error) => self.shared.fail(format!("the NATS client has stopped ({error}); start the worker again")),
+        }
+        if epoch != self.searched {
+            self.searched = epoch;
+            (0..self.consumers.len()).for_each(|index| self.search(index));
+        }
+    }
+
+    /// A connection has begun, perhaps because the one before ended at a message that the client cannot read.
+    fn search(&mut self, index: usize) {
+        let consumer = &mut self.consumers[index];
+        if !std::mem::replace(&mut consumer.searching, true) {
+            let (context, subscription, lane) = (self.context.clone(), consumer.subscription.clone(), consumer.lane);
+            self.tasks
+                .spawn(async move { Done::Searched(index, unreadable::bury(&context, &subscription, lane).await) });
         }
     }
 
@@ -437,6 +460,12 @@ impl Pump {
                 }
                 // The engine may have given up waiting.
                 let _ = answer.send(stored);
+            }
+            Done::Searched(index, found) => {
+                self.consumers[index].searching = false;
+                if let Err(error) = found {
+                    tracing::warn!(queue = %self.context.queue.name, error = %error, "failed to look for what cannot be read");
+                }
             }
             Done::Cleared => {}
         }
