@@ -1,71 +1,56 @@
-//! `docker-compose.yml`, read as far as that goes without an engine, and its twin, `scripts/up`.
+//! `docker-compose.yml`, as the reference reader of such files has it, and its twin, `scripts/up`.
 
-use std::collections::BTreeMap;
 use std::process::Command;
 
+use serde_json::Value;
+
 use super::root;
-use crate::support::worker;
+use crate::support::{process, tool, worker};
 
-type Section = BTreeMap<String, Vec<String>>;
-
-/// The lines of each entry of a top-level section (`services:`), by name, without comments.
-fn section(text: &str, name: &str) -> Section {
-    let mut entries = Section::new();
-    let inside = text.lines().skip_while(|line| *line != format!("{name}:")).skip(1);
-    let mut current = None;
-    for line in inside.take_while(|line| line.is_empty() || line.starts_with(' ')) {
-        if let Some(entry) = line.strip_prefix("  ").filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase())) {
-            let entry = entry.trim_end_matches(':').to_owned();
-            current = Some(entry.clone());
-            entries.entry(entry).or_default();
-        } else if let Some(lines) = current.as_ref().and_then(|entry| entries.get_mut(entry)) {
-            lines.push(line.trim().to_owned());
-        }
-    }
-    entries
+/// `tests/deploy/compose`, which reads as `docker compose config` does.
+fn reader() -> Option<Command> {
+    tool::find("the reader of Compose files", "COMPOSE_READER", "compose/compose").map(Command::new)
 }
 
 #[test]
-fn every_service_leans_on_what_is_there() {
-    let text = std::fs::read_to_string(root().join("docker-compose.yml")).expect("the file is there");
-    let text: String =
-        text.lines().filter(|line| !line.trim_start().starts_with('#')).map(|line| format!("{line}\n")).collect();
-    let (services, volumes) = (section(&text, "services"), section(&text, "volumes"));
+fn compose_takes_the_file_and_every_service_is_as_it_should_be() {
+    let output = worker::run(root(), &["config", "check", "config/compose.toml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let Some(mut reader) = reader() else { return };
+    reader.arg("docker-compose.yml").current_dir(root());
+    let model: Value = serde_json::from_str(&process::output(reader)).expect("a project is JSON");
+    let services = model["services"].as_object().expect("services");
     for needed in ["nats", "worker", "producer", "handler", "mail", "kafka"] {
         assert!(services.contains_key(needed), "no service {needed}");
     }
-    for (service, lines) in &services {
-        let has = |line: &str| lines.iter().any(|found| found == line);
-        if let Some(at) = lines.iter().position(|line| line == "depends_on:") {
-            let names = lines[at + 1..].iter().filter_map(|line| line.strip_suffix(':'));
-            for other in names {
-                assert!(services.contains_key(other), "{service} depends on {other}, which is no service");
-            }
+    for (name, service) in services {
+        for mount in service["volumes"].as_array().into_iter().flatten().filter(|mount| mount["type"] == "bind") {
+            let from = mount["source"].as_str().expect("a source");
+            assert!(std::path::Path::new(from).exists(), "{name} mounts {from}, which is not there");
         }
-        for mount in lines.iter().filter_map(|line| line.strip_prefix("- ")).filter(|line| line.contains(":/")) {
-            let from = mount.split(':').next().unwrap_or_default();
-            let there = if from.starts_with('.') { root().join(from).exists() } else { volumes.contains_key(from) };
-            assert!(there, "{service} mounts {from}, which is not there");
+        if let Some(build) = service["build"].as_object() {
+            let file = std::path::Path::new(build["context"].as_str().expect("a context"))
+                .join(build["dockerfile"].as_str().expect("a Dockerfile"));
+            assert!(file.is_file(), "{name} is built by {}, which is not there", file.display());
         }
-        if service.contains("kafka") {
-            assert!(has("profiles: [\"kafka\"]"), "{service} is not only in the profile kafka");
+        assert_eq!(service["profiles"] == serde_json::json!(["kafka"]), name.contains("kafka"), "{name}: its profile");
+        if name.starts_with("worker") {
+            assert_eq!(service["stop_grace_period"], "30s", "{name}");
+            let health = serde_json::json!(["CMD", "/usr/local/bin/windlass", "ready"]);
+            assert_eq!(service["healthcheck"]["test"], health, "{name}");
+            let scales = service["container_name"].is_null() && service["ports"].is_null();
+            assert!(scales, "{name}: several can run beside each other");
         }
-        if service.starts_with("worker") {
-            assert!(
-                has("<<: *worker") && !lines.iter().any(|line| line.starts_with("container_name")),
-                "{service} scales"
+        if name.starts_with("producer") {
+            let worker = name.replace("producer", "worker");
+            assert_eq!(
+                service["depends_on"][&worker]["condition"], "service_healthy",
+                "{name}: its topic is the worker's"
             );
         }
     }
-    for needed in ["stop_grace_period: 30s", "test: [\"CMD\", \"/usr/local/bin/windlass\", \"ready\"]"] {
-        assert!(text.contains(needed), "no {needed}");
-    }
-    assert!(!text.contains('\t'), "a tab is no indentation in YAML");
 
-    let output = worker::run(root(), &["config", "check", "config/compose.toml"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-
-    // Where Compose is installed it has the last word.
+    // Where Compose itself is installed it has the last word.
     let compose = Command::new("docker")
         .args(["compose", "--profile", "kafka", "config", "--quiet"])
         .current_dir(root())
@@ -74,7 +59,25 @@ fn every_service_leans_on_what_is_there() {
         Ok(output) if !String::from_utf8_lossy(&output.stderr).contains("unknown") => {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
-        _ => eprintln!("not here: docker compose, to read docker-compose.yml"),
+        _ => eprintln!("not here: docker compose, to read docker-compose.yml once more"),
+    }
+}
+
+#[test]
+fn compose_refuses_what_is_wrong() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let text = std::fs::read_to_string(root().join("docker-compose.yml")).expect("the file is there");
+    for (right, wrong) in [
+        ("stop_grace_period:", "stop_grace:"),
+        ("- nats:/data", "- natz:/data"),
+        ("      nats:\n        condition", "      natz:\n        condition"),
+    ] {
+        let mended = text.replacen(right, wrong, 1);
+        assert_ne!(mended, text, "{right:?} is in it");
+        std::fs::write(dir.path().join("docker-compose.yml"), mended).expect("a temporary file");
+        let Some(mut reader) = reader() else { return };
+        let output = reader.arg("docker-compose.yml").current_dir(dir.path()).output();
+        assert!(!output.expect("it starts").status.success(), "{wrong:?} is taken");
     }
 }
 
@@ -85,7 +88,7 @@ fn the_same_runs_as_local_processes_and_leaves_at_one_signal() {
 
     use crate::support::nats::Release;
     use crate::support::process::Process;
-    use crate::support::{http, port, tool, wait};
+    use crate::support::{http, port, wait};
 
     let (Some(_), Some(_)) = (Release::New.binary(), super::python()) else { return };
     let dir = tempfile::tempdir().expect("a temporary folder");
