@@ -5,8 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-#[cfg(feature = "sqlite")]
-use crate::support::worker;
+use crate::support::{tool, worker};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -88,17 +87,69 @@ fn every_link_leads_somewhere() {
 
 #[test]
 fn the_book_has_every_page() {
-    let summary = read(&root().join("docs/SUMMARY.md"));
-    let readme = read(&root().join("docs/README.md"));
-    let listed: Vec<String> = links(&summary).into_iter().chain(links(&readme)).collect();
+    let listed = links(&read(&root().join("docs/SUMMARY.md")));
     for page in pages().iter().filter_map(|page| page.strip_prefix(root().join("docs")).ok()) {
         let name = page.display().to_string();
-        // Decisions are listed by their first, which tells where the others are.
-        let known = name == "SUMMARY.md" || name.starts_with("decisions/") || listed.contains(&name);
-        assert!(known, "docs/{name} is neither in docs/SUMMARY.md nor in docs/README.md");
+        assert!(name == "SUMMARY.md" || listed.contains(&name), "docs/{name} is not in docs/SUMMARY.md");
     }
     let book: toml::Table = read(&root().join("docs/book.toml")).parse().expect("docs/book.toml is TOML");
-    assert_eq!(book["book"]["src"].as_str(), Some("."));
+    assert_eq!((book["book"]["src"].as_str(), book["build"]["build-dir"].as_str()), (Some("."), Some("../book")));
+}
+
+/// mdBook itself, from where `scripts/test --full` put it, or installed; the links as it wrote them.
+#[test]
+fn the_book_is_built_and_its_links_lead_somewhere() {
+    let cached = tool::cache().join(format!("mdbook-{}/bin/mdbook", tool::version("MDBOOK")));
+    let program = if cached.exists() { cached } else { "mdbook".into() };
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut build = std::process::Command::new(program);
+    let Ok(output) = build.arg("build").arg(root().join("docs")).arg("--dest-dir").arg(dir.path()).output() else {
+        eprintln!("not here: mdbook, to build the book; ./scripts/test --full fetches it");
+        return;
+    };
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !said.contains("WARN") && !said.contains("ERROR"), "{said}");
+
+    let (mut dead, mut seen) = (Vec::new(), 0);
+    for page in html(dir.path()) {
+        let text = read(&page);
+        for link in text.split([' ', '\n']).filter_map(|word| word.strip_prefix("href=\"")?.split('"').next()) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            if path.contains("://") || path.starts_with("mailto:") {
+                continue;
+            }
+            let target = if path.is_empty() { page.clone() } else { built(dir.path(), &page, path) };
+            let found = target.exists() && (anchor.is_empty() || read(&target).contains(&format!("id=\"{anchor}\"")));
+            if !found {
+                dead.push(format!("{}: {link}", page.display()));
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 500, "{seen} links");
+    assert!(dead.is_empty(), "these links lead nowhere:\n{}", dead.join("\n"));
+}
+
+/// The pages of a built book. The one to print repeats all of them; the one for what is not found is at no certain place.
+fn html(folder: &Path) -> Vec<PathBuf> {
+    let entries = [folder.to_owned(), folder.join("decisions")]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(folder).expect("the folder is there").flatten().map(|entry| entry.path()));
+    let page = |path: &PathBuf| path.extension().is_some_and(|end| end == "html");
+    entries.filter(|path| page(path) && !path.ends_with("print.html") && !path.ends_with("404.html")).collect()
+}
+
+/// Where `link` on `page` leads: within the book, or, the book being in the checkout as `docs/book.toml` says, there.
+fn built(book: &Path, page: &Path, link: &str) -> PathBuf {
+    let folder = page.parent().and_then(|folder| folder.strip_prefix(book).ok()).expect("in the book");
+    let mut path = PathBuf::from("book").join(folder);
+    for part in Path::new(link).components() {
+        match part {
+            std::path::Component::ParentDir => drop(path.pop()),
+            part => path.push(part),
+        }
+    }
+    path.strip_prefix("book").map_or_else(|_| root().join(&path), |within| book.join(within))
 }
 
 #[test]
@@ -123,6 +174,11 @@ fn blocks_are_what_they_say() {
                         wrong.push(faults.to_string());
                     }
                 }
+                "sh" => wrong.extend(refused(&place, "bash", &["-n"], &text)),
+                "python" => {
+                    let compile = "import sys; compile(sys.stdin.read(), 'block', 'exec')";
+                    wrong.extend(refused(&place, "python3", &["-c", compile], &text));
+                }
                 _ => {}
             }
         }
@@ -130,24 +186,76 @@ fn blocks_are_what_they_say() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What a language's own reader has against the text; nothing where that is not on this machine.
+fn refused(place: &str, program: &str, arguments: &[&str], text: &str) -> Option<String> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut reader = Command::new(program).args(arguments).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()?;
+    reader.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads all");
+    let output = reader.wait_with_output().expect("it ends");
+    (!output.status.success()).then(|| format!("{place}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Commands within a sentence or a table, and those in blocks for a shell: their verbs and flags are there.
+#[test]
+fn commands_that_are_only_named_exist() {
+    let mut named = BTreeSet::new();
+    for page in pages() {
+        let (prose, blocks) = split(&read(&page));
+        let inline = prose.split('`').skip(1).step_by(2).map(str::to_owned);
+        let shell = blocks.into_iter().filter(|(language, ..)| language == "sh").flat_map(|(_, _, text)| {
+            text.lines().map(|line| line.split(" #").next().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+        });
+        let commands = inline.chain(shell).flat_map(|text| text.split('|').map(str::to_owned).collect::<Vec<_>>());
+        named.extend(commands.filter_map(|command| Some(command.trim().strip_prefix("windlass ")?.to_owned())));
+    }
+    let mut wrong = Vec::new();
+    for command in &named {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let verbs = words.iter().take_while(|word| word.bytes().all(|byte| byte.is_ascii_lowercase())).take(2);
+        let verbs: Vec<&str> = verbs.copied().collect();
+        // The second word is a verb only of some: `run --help` answers `run hello --help` too.
+        let help = worker::run(root(), &[&verbs[..], &["--help"]].concat());
+        let told = String::from_utf8_lossy(&help.stdout).into_owned();
+        let flags =
+            words.iter().filter(|word| word.starts_with("--")).map(|flag| flag.split('=').next().unwrap_or(flag));
+        let missing: Vec<&str> = flags.filter(|flag| !told.contains(flag)).collect();
+        if !help.status.success() || !missing.is_empty() {
+            wrong.push(format!("windlass {command}: {missing:?}"));
+        }
+    }
+    assert!(named.len() > 25, "{named:?}");
+    assert!(wrong.is_empty(), "no such verb or flag:\n{}", wrong.join("\n"));
+}
+
+/// What stands below a command was pasted by `scripts/paste`, which ran it, and not by hand.
+#[test]
+fn whatever_is_printed_was_pasted() {
+    let mut by_hand = Vec::new();
+    for page in pages() {
+        let text = read(&page);
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for (number, pair) in lines.windows(2).enumerate() {
+            if pair[1] == "```console" && !pair[0].starts_with("<!-- pasted") {
+                by_hand.push(format!("{}:{}", page.display(), number + 2));
+            }
+        }
+    }
+    assert!(by_hand.is_empty(), "no `<!-- pasted -->` stands above these: {}", by_hand.join(", "));
+}
+
 /// The pages whose commands are run again, and what they print held against what the page says.
+#[cfg(feature = "sqlite")]
+const RUN_AGAIN: [&str; 7] =
+    ["first-minute", "writing-a-job", "retries-and-dead-letters", "order", "configuration", "scaling-out", "operating"];
+
 #[cfg(feature = "sqlite")]
 #[test]
 fn commands_print_what_is_pasted_below_them() {
-    let run = || {
-        let mut paste = std::process::Command::new(root().join("scripts/paste"));
-        worker::clean(&mut paste, root());
-        paste.arg("--check").args(["docs/first-minute.md", "docs/retries-and-dead-letters.md"]);
-        paste.env("WINDLASS", worker::BINARY).output()
-    };
-    // A status just after a publish may come before the worker has begun: that the page can be printed is what counts.
-    let mut told = run();
-    for _ in 0..3 {
-        if told.as_ref().is_ok_and(|output| output.status.code() == Some(1)) {
-            told = run();
-        }
-    }
-    match told {
+    let mut paste = std::process::Command::new(root().join("scripts/paste"));
+    worker::clean(&mut paste, root());
+    paste.arg("--check").args(RUN_AGAIN.map(|page| format!("docs/{page}.md"))).env("WINDLASS", worker::BINARY);
+    match paste.output() {
         Ok(output) if output.status.code() == Some(127) => eprintln!("not here: python3, to run the pages' commands"),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
