@@ -296,13 +296,12 @@ fn moving(error: &KafkaError) -> bool {
     )
 }
 
-/// Which of these partitions the group has committed offsets of, and those. Blocks.
-pub fn places(
+/// A consumer that reads as `group` without joining it, and the list of these partitions.
+fn reader(
     settings: &Settings,
     group: &str,
     partitions: &[(String, i32)],
-) -> Result<BTreeMap<(String, i32), i64>, Error> {
-    let failed = |error| classify(&format!("read the offsets of group {group}"), &error, &settings.shown);
+) -> Result<(BaseConsumer<Context>, TopicPartitionList), Error> {
     let context = Context::new(settings.token_command());
     let consumer: BaseConsumer<Context> =
         settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
@@ -312,6 +311,17 @@ pub fn places(
     for (topic, number) in partitions {
         list.add_partition(topic, *number);
     }
+    Ok((consumer, list))
+}
+
+/// Which of these partitions the group has committed offsets of, and those. Blocks.
+pub fn places(
+    settings: &Settings,
+    group: &str,
+    partitions: &[(String, i32)],
+) -> Result<BTreeMap<(String, i32), i64>, Error> {
+    let failed = |error| classify(&format!("read the offsets of group {group}"), &error, &settings.shown);
+    let (consumer, list) = reader(settings, group, partitions)?;
     let mut found = BTreeMap::new();
     for element in committed(&consumer, &list).map_err(failed)?.elements() {
         element.error().map_err(failed)?;
@@ -330,20 +340,12 @@ fn backlogs(
     heard: &BTreeSet<String>,
     partitions: &[(String, i32)],
 ) -> Result<Vec<Backlog>, Error> {
-    let failed = |error| classify(&format!("read the offsets of group {group}"), &error, &settings.shown);
-    let context = Context::new(settings.token_command());
-    let consumer: BaseConsumer<Context> =
-        settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
-    consumer.context().close();
-    login(consumer.client(), settings.token_command().as_deref()).map_err(Error::Refused)?;
-    let mut list = TopicPartitionList::new();
-    for (topic, number) in partitions {
-        list.add_partition(topic, *number);
-    }
-    let mut backlogs = Vec::new();
     if partitions.is_empty() {
-        return Ok(backlogs);
+        return Ok(Vec::new());
     }
+    let failed = |error| classify(&format!("read the offsets of group {group}"), &error, &settings.shown);
+    let (consumer, list) = reader(settings, group, partitions)?;
+    let mut backlogs = Vec::new();
     let committed = committed(&consumer, &list).map_err(failed)?;
     for element in committed.elements() {
         let (topic, number) = (element.topic(), element.partition());

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::Message as _;
@@ -96,10 +95,6 @@ impl Yardstick for KafkaYardstick {
 
     fn create<'a>(&'a self, topic: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move { self.topics.ensure(topic, Kind::Events, None).await.map(drop) })
-    }
-
-    fn fill<'a>(&'a self, _: &'a str, _: Vec<Bytes>) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(std::future::ready(Ok(())))
     }
 
     fn consume<'a>(

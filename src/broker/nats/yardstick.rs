@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -148,10 +147,6 @@ impl Yardstick for NatsYardstick {
             let made = self.api.call(&format!("STREAM.CREATE.{name}"), &config).await;
             made.map(drop).map_err(|error| error.into_broker("make a stream"))
         })
-    }
-
-    fn fill<'a>(&'a self, _: &'a str, _: Vec<Bytes>) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(std::future::ready(Ok(())))
     }
 
     fn consume<'a>(
