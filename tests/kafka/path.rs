@@ -25,9 +25,11 @@ async fn what_was_acknowledged_is_gone_and_what_was_not_comes_back() {
 
     let again = desk.connect().await;
     let mut opened = again.open(&queue).await.unwrap();
-    let mut left: Vec<u32> = take(&mut opened, 10).await.iter().map(|d| body(d).parse().unwrap()).collect();
+    let taken = take(&mut opened, 10).await;
+    let mut left: Vec<u32> = taken.iter().map(|d| body(d).parse().unwrap()).collect();
     left.sort_unstable();
     assert_eq!(left, (0..20).filter(|number| number % 2 == 0).collect::<Vec<u32>>(), "nothing runs twice");
     assert!(nothing_within(&mut opened, Duration::from_millis(300)).await);
+    drop(taken);
     again.close().await;
 }

@@ -111,8 +111,12 @@ impl Settings {
             .set("enable.auto.offset.store", "false")
             // What the log has no more is never passed over silently.
             .set("auto.offset.reset", "error");
-        // A reader's memory is bounded by kilobytes a partition; a bound by count was measured to cost two thirds.
-        for (name, value) in [("queued.max.messages.kbytes", "4096"), ("fetch.queue.backoff.ms", "4")] {
+        // A reader's memory is bounded by kilobytes a partition; a bound by count was measured to cost two thirds. Where
+        // all partitions that have something are read ahead of, the client asks for the others only, such as those of the
+        // queue's own topic: the broker must not hold that question longer than what was read ahead lasts.
+        for (name, value) in
+            [("queued.max.messages.kbytes", "2048"), ("fetch.queue.backoff.ms", "4"), ("fetch.wait.max.ms", "20")]
+        {
             if config.get(name).is_none() {
                 config.set(name, value);
             }

@@ -23,6 +23,8 @@ pub use commit::Snapshot;
 const SPAN: u64 = 1 << 20;
 /// Records of one partition received and not finished.
 const OPEN: usize = 65_536;
+/// So many finished records are committed at once.
+pub const COMMIT_AFTER: usize = 4_096;
 /// Retries of one partition that may wait in place: a quarter of the metadata holds as many.
 const WAITING: usize = 48;
 /// Percent of the metadata's limit at which a partition takes nothing new.
@@ -116,6 +118,8 @@ pub struct Partition {
     pub urgent: bool,
     /// No commit of this partition but the mover's until it is through.
     pub frozen: bool,
+    /// The poll thread found no room in it.
+    pub full: bool,
 }
 
 /// What a partition is made of.
@@ -196,6 +200,7 @@ impl Partition {
             used: 0,
             urgent: false,
             frozen: false,
+            full: false,
         }
     }
 
@@ -212,7 +217,9 @@ impl Partition {
             // What fills it may be waiting for exactly what has to be read again.
             return 64;
         }
-        if full { 0 } else { records.saturating_sub(self.buffered()) }
+        let left = records.saturating_sub(self.buffered());
+        // Reading a few costs as much as reading many.
+        if full || left < records / 4 { 0 } else { left }
     }
 
     /// Arrived and not handed out.

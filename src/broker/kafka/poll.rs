@@ -19,14 +19,12 @@ use super::context::{self, Change, Context};
 use super::memo;
 use super::mover::Mover;
 use super::native::{Batch, Commits, PartitionQueue};
-use super::partition::{Partition, Phase, Snapshot};
-use super::state::{self, READ_AHEAD, READ_AHEAD_BYTES, Shared};
+use super::partition::{COMMIT_AFTER, Partition, Phase, Snapshot};
+use super::state::{self, Shared};
 use crate::message::{Binding, record};
 
 /// Commits are at most this far behind.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
-/// So many finished records are committed at once.
-const COMMIT_AFTER: usize = 8_192;
 /// So long a partition is full before the broker is told to send nothing.
 const PAUSE_AFTER: Duration = Duration::from_secs(2);
 /// Reading goes back at most so often.
@@ -325,18 +323,22 @@ impl Running {
     /// Reads what there is room for, partition by partition.
     fn read(&mut self) -> bool {
         let shared = self.setup.shared.clone();
-        let count = self.queues.len().max(1);
-        let (records, bytes) = ((READ_AHEAD / count).max(64), (READ_AHEAD_BYTES / count).max(256 * 1024));
+        let (records, bytes) = shared.state.lock().read_ahead();
         let mut any = false;
-        let mut starved = false;
         let mut moved = Vec::new();
         for ((topic, number), seat) in &mut self.queues {
             let id = &seat.id;
-            let room = shared.state.lock().partitions.get(id).map_or(0, |partition| partition.room(records, bytes));
+            let (room, again) = {
+                let mut state = shared.state.lock();
+                let Some(partition) = state.partitions.get_mut(id) else { continue };
+                let room = partition.room(records, bytes);
+                let again = room >= records / 2 || partition.reread_from().is_some();
+                partition.full = room == 0 || seat.paused && !again;
+                (room, again)
+            };
             // Not reading is what stops it; the broker is told only when that lasts, and told to go on only when
             // there is room for many, since each time throws away what the client has read ahead.
             if room == 0 {
-                starved = true;
                 let since = *seat.full_since.get_or_insert_with(Instant::now);
                 if !seat.paused && since.elapsed() >= PAUSE_AFTER {
                     seat.paused = paused(&self.consumer, topic, *number, true);
@@ -344,8 +346,7 @@ impl Running {
                 continue;
             }
             if seat.paused {
-                if room < records / 2 {
-                    starved = true;
+                if !again {
                     continue;
                 }
                 seat.paused = !paused(&self.consumer, topic, *number, false);
@@ -386,9 +387,6 @@ impl Running {
                 let adopted = partition.adopted();
                 state.adopt(&topic, number, &adopted);
             }
-        }
-        if starved {
-            shared.state.lock().starved = true;
         }
         self.moved.extend(moved);
         self.moved.retain(|place| self.queues.contains_key(place));

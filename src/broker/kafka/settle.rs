@@ -9,6 +9,7 @@ use super::super::{Delivery, Disposition, Overtaken, Settled, Settlement, Settle
 use super::batch::{Batch, Part};
 use super::names;
 use super::outgoing;
+use super::partition::COMMIT_AFTER;
 use super::state::{Move, Shared};
 use crate::message::record::{Dead, Record, write};
 use crate::message::{Binding, Message, Namespace, Origin, QueueName};
@@ -54,6 +55,7 @@ impl KafkaSettler {
                 };
                 match disposition {
                     Disposition::Ack => {
+                        let before = partition.fresh_finished;
                         let extends = last == partition.id
                             && partition.last_part().is_some_and(|(max, part)| {
                                 let extends = part.extend(&shared_batch, index);
@@ -69,7 +71,7 @@ impl KafkaSettler {
                         } else if let Err(part) = partition.finish(offset, shared_batch.part(index, index + 1)) {
                             part.fail(&Settled::Stale);
                         }
-                        urgent |= partition.fresh_finished >= 4_096;
+                        urgent |= before < COMMIT_AFTER && partition.fresh_finished >= COMMIT_AFTER;
                     }
                     Disposition::Release => {
                         let Delivery { .. } = &delivery;

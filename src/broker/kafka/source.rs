@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use super::super::{Credit, Delivery, Error, Source};
-use super::state::{READ_AHEAD, Shared};
+use super::state::Shared;
 
 /// See the module's documentation.
 pub struct KafkaSource {
@@ -24,10 +24,7 @@ impl Source for KafkaSource {
                         return Err(error);
                     }
                     let deliveries = state.hand(credit);
-                    let wake = state.starved && state.buffered() < READ_AHEAD / 2;
-                    if wake {
-                        state.starved = false;
-                    }
+                    let wake = state.has_room_again();
                     let news = std::mem::take(&mut state.news);
                     drop(state);
                     if wake {

@@ -21,9 +21,9 @@ use crate::message::Message;
 use crate::time::{Clock, Timestamp};
 
 /// Records held and not handed out, over all partitions.
-pub const READ_AHEAD: usize = 32_768;
+const READ_AHEAD: usize = 16_384;
 /// Their bytes.
-pub const READ_AHEAD_BYTES: usize = 16 * 1024 * 1024;
+const READ_AHEAD_BYTES: usize = 16 * 1024 * 1024;
 
 /// A record that replaces another, to be written in one transaction with the commit that ends that one.
 pub struct Move {
@@ -77,8 +77,6 @@ pub struct State {
     pub stopping: bool,
     /// The poll thread is to leave now, whatever is in hand.
     pub closing: bool,
-    /// The poll thread is waiting for room.
-    pub starved: bool,
     /// Something to say to the source even though nothing arrived.
     pub news: bool,
     /// What ended the source.
@@ -238,9 +236,21 @@ impl State {
         self.moves.is_empty() && self.partitions.values().all(Partition::settled)
     }
 
-    /// Records that arrived and were not handed out.
-    pub fn buffered(&self) -> usize {
-        self.partitions.values().map(Partition::buffered).sum()
+    /// How many records and bytes each partition may hold that are not handed out.
+    pub fn read_ahead(&self) -> (usize, usize) {
+        let count = self.partitions.len().max(1);
+        ((READ_AHEAD / count).max(64), (READ_AHEAD_BYTES / count).max(256 * 1024))
+    }
+
+    /// Whether a partition that the poll thread found full has room for many again. Says so once.
+    pub fn has_room_again(&mut self) -> bool {
+        let (records, bytes) = self.read_ahead();
+        let mut any = false;
+        for partition in self.partitions.values_mut().filter(|partition| partition.full) {
+            partition.full = partition.room(records, bytes) < records / 2;
+            any |= !partition.full;
+        }
+        any
     }
 
     /// Deliveries in hand.
@@ -280,4 +290,65 @@ impl Leases for Lease {
 /// How long until `at`, for a thread that parks.
 pub fn until(clock: &Clock, at: Timestamp) -> Duration {
     clock.now().until(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::kafka::native::Arrived;
+    use crate::broker::kafka::partition::Setup;
+    use crate::broker::kafka::takeover::NoLease;
+    use crate::broker::{Channel, Lane};
+    use crate::message::{Binding, Place};
+
+    fn opened(id: u64) -> Partition {
+        let place = Arc::new(Place {
+            position: format!("kafka:t:{id}"),
+            source: "kafka://t".to_owned(),
+            topic: Some("t".into()),
+            binding: Binding::Kafka,
+        });
+        let channel = |lane| Arc::new(Channel { lane, place: place.clone(), leases: Arc::new(NoLease) });
+        let (first, again) = (channel(Lane::Fresh), channel(Lane::Retry));
+        let mut partition = Partition::new(Setup {
+            id,
+            topic: "t".into(),
+            number: id as i32,
+            first,
+            again,
+            committed: 0,
+            memo: None,
+            ordered: false,
+            max_crashes: 3,
+        });
+        partition.opened = true;
+        partition
+    }
+
+    fn arrive(partition: &mut Partition, offsets: std::ops::Range<i64>) {
+        let at = Timestamp::from_millis(0);
+        let arrived = offsets.map(|offset| Arrived { offset, at, message: Message::default() });
+        partition.arrive(arrived, |_| None, |_| Ok(None), at);
+    }
+
+    #[test]
+    fn a_full_partition_is_read_again_once_it_has_room_for_many() {
+        let mut state = State::default();
+        state.add(opened(1));
+        state.add(opened(2));
+        let (records, bytes) = state.read_ahead();
+        let credit = |jobs| Credit { jobs, fresh_floor: 0, retry_floor: 0, bytes: usize::MAX, suspect: true };
+        let one = state.partitions.get_mut(&1).expect("added");
+        arrive(one, 0..(records * 3 / 4) as i64);
+        assert_eq!(one.room(records, bytes), records - records * 3 / 4, "a quarter is worth a read");
+        arrive(one, (records * 3 / 4) as i64..(records * 3 / 4 + 1) as i64);
+        assert_eq!(one.room(records, bytes), 0, "less is not");
+        one.full = true;
+        assert!(!state.has_room_again());
+        let mut out = state.hand(credit(records / 4));
+        assert!(!state.has_room_again(), "half of it is still there");
+        out.extend(state.hand(credit(1)));
+        assert!(state.has_room_again());
+        assert!(!state.has_room_again(), "it is said once");
+    }
 }

@@ -16,7 +16,8 @@ use crate::message::record::Record;
 use crate::message::{Attempt, Binding, Failure, Message, Place};
 use crate::time::Timestamp;
 
-struct NoLease;
+/// Of records that are only looked at.
+pub struct NoLease;
 
 impl Leases for NoLease {
     fn release(&self, _: Token) {}
