@@ -92,6 +92,10 @@ promises! {
     nats: subject::Nats,
     #[cfg(feature = "nats")]
     nats_old: subject::NatsOld,
+    #[cfg(feature = "nats")]
+    nats_2_12: subject::Nats212,
+    #[cfg(feature = "nats")]
+    nats_2_14: subject::Nats214,
     #[cfg(feature = "kafka")]
     kafka: subject::Kafka,
 }

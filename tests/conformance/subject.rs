@@ -158,34 +158,48 @@ impl Subject for Nats {
     }
 }
 
-/// The same on the oldest line of servers that is supported, which has no schedules.
+/// The same on other lines of servers.
 #[cfg(feature = "nats")]
-pub struct NatsOld(Nats);
+macro_rules! nats_lines {
+    ($($(#[$doc:meta])* $line:ident: $name:literal, $release:ident, $orders:literal, $when:expr;)*) => { $(
+        $(#[$doc])*
+        pub struct $line(Nats);
+
+        impl Subject for $line {
+            const NAME: &'static str = $name;
+            const LEASE: Duration = Nats::LEASE;
+            const ORDERED_HEADERS: bool = false;
+            const ORDERED_KEYS: bool = $orders;
+
+            fn fresh() -> Option<Self> {
+                let server = $when.then(|| crate::support::nats::Nats::start(crate::support::nats::Release::$release))??;
+                let proxy = crate::support::proxy::Proxy::to(server.port());
+                Some(Self(Nats { server, proxy }))
+            }
+
+            fn address(&self) -> String {
+                self.0.address()
+            }
+
+            fn restart(&mut self) -> bool {
+                self.0.restart()
+            }
+
+            fn cut(&mut self) -> bool {
+                self.0.cut()
+            }
+        }
+    )* };
+}
 
 #[cfg(feature = "nats")]
-impl Subject for NatsOld {
-    const NAME: &'static str = "nats, the oldest";
-    const LEASE: Duration = Nats::LEASE;
-    const ORDERED_HEADERS: bool = false;
-    const ORDERED_KEYS: bool = false;
-
-    fn fresh() -> Option<Self> {
-        let server = crate::support::nats::Nats::start(crate::support::nats::Release::Old)?;
-        let proxy = crate::support::proxy::Proxy::to(server.port());
-        Some(Self(Nats { server, proxy }))
-    }
-
-    fn address(&self) -> String {
-        self.0.address()
-    }
-
-    fn restart(&mut self) -> bool {
-        self.0.restart()
-    }
-
-    fn cut(&mut self) -> bool {
-        self.0.cut()
-    }
+nats_lines! {
+    /// The oldest line that is supported, which has no schedules.
+    NatsOld: "nats, the oldest", Old, false, true;
+    /// The first with schedules; in the full tests.
+    Nats212: "nats 2.12", V2_12, true, crate::support::tool::full();
+    /// The first with repeated schedules; in the full tests.
+    Nats214: "nats 2.14", V2_14, true, crate::support::tool::full();
 }
 
 /// `kafka://127.0.0.1:PORT`, through a proxy which the broker advertises
