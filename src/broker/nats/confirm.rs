@@ -40,11 +40,11 @@ pub struct Item<T> {
 
 /// What is to be sent: `items` in this order, the last with a reply subject that ends in `ticket`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Flight<T> {
+pub struct Flight<'a, T> {
     /// Names the flight in the reply subject.
     pub ticket: u64,
     /// At least one.
-    pub items: Vec<Item<T>>,
+    pub items: &'a [Item<T>],
 }
 
 struct Flying<T> {
@@ -75,7 +75,7 @@ pub enum Verdict<T> {
     Unknown(Vec<Item<T>>),
 }
 
-impl<T: Clone> Confirm<T> {
+impl<T> Confirm<T> {
     /// One by one, until [`Confirm::set_grouping`] says otherwise.
     pub fn new() -> Self {
         let flying = HashMap::with_hasher(foldhash::fast::FixedState::default());
@@ -105,11 +105,12 @@ impl<T: Clone> Confirm<T> {
         self.waiting.push_back(item);
     }
 
-    /// What to send next on the connection `epoch`, if there is something and room for it.
-    pub fn next(&mut self, epoch: u64, now: Moment) -> Option<Flight<T>> {
+    /// What to send next on the connection `epoch`, if there is something and room for it. While a group is in flight
+    /// no smaller one than [`GROUP`] follows: its answer is near, and answers are what groups are to save.
+    pub fn next(&mut self, epoch: u64, now: Moment) -> Option<Flight<'_, T>> {
         let first = self.waiting.front()?;
         let single = !self.grouping || first.alone || first.epoch != epoch;
-        let mut items = Vec::new();
+        let mut items = Vec::with_capacity(if single { 1 } else { GROUP.min(self.waiting.len()) });
         if single {
             if self.singles >= SINGLES {
                 return None;
@@ -117,7 +118,7 @@ impl<T: Clone> Confirm<T> {
             self.singles += 1;
             items.extend(self.waiting.pop_front());
         } else {
-            if self.groups >= GROUPS {
+            if self.groups >= GROUPS || self.groups > 0 && self.waiting.len() < GROUP {
                 return None;
             }
             self.groups += 1;
@@ -126,9 +127,9 @@ impl<T: Clone> Confirm<T> {
             }
         }
         self.next += 1;
-        let flying = Flying { items: items.clone(), epoch, since: now, grouped: !single, doubted: false };
-        self.flying.insert(self.next, flying);
-        Some(Flight { ticket: self.next, items })
+        let flying = Flying { items, epoch, since: now, grouped: !single, doubted: false };
+        let flying = self.flying.entry(self.next).insert_entry(flying).into_mut();
+        Some(Flight { ticket: self.next, items: &flying.items })
     }
 
     /// When a flight that is still on its way was sent.
@@ -328,6 +329,26 @@ mod tests {
     }
 
     #[test]
+    fn while_a_group_is_in_flight_the_next_is_filled() {
+        let mut confirm = Confirm::new();
+        confirm.set_grouping(true);
+        let offer = |confirm: &mut Confirm<usize>, count| {
+            (0..count).for_each(|token| confirm.offer(Item { token, epoch: 1, alone: false }));
+        };
+        let sent = |confirm: &mut Confirm<usize>| confirm.next(1, Moment::ZERO).map(|f| (f.ticket, f.items.len()));
+        offer(&mut confirm, 3);
+        assert_eq!(sent(&mut confirm), Some((1, 3)), "nothing is in flight: at once");
+        offer(&mut confirm, GROUP - 1);
+        assert_eq!(sent(&mut confirm), None);
+        offer(&mut confirm, 2);
+        assert_eq!(sent(&mut confirm), Some((2, GROUP)));
+        assert_eq!(sent(&mut confirm), None);
+        confirm.replied(1, false, 1);
+        confirm.replied(2, false, 1);
+        assert_eq!(sent(&mut confirm), Some((3, 1)));
+    }
+
+    #[test]
     fn a_status_or_a_doubt_proves_nothing() {
         let mut confirm = Confirm::new();
         confirm.set_grouping(true);
@@ -337,10 +358,11 @@ mod tests {
             }
             let flight = confirm.next(1, Moment::ZERO).expect("three wait");
             assert_eq!(flight.items.len(), 3);
+            let ticket = flight.ticket;
             if doubt {
                 confirm.doubt();
             }
-            let Some(Verdict::Unknown(items)) = confirm.replied(flight.ticket, status, 1) else { panic!("confirmed") };
+            let Some(Verdict::Unknown(items)) = confirm.replied(ticket, status, 1) else { panic!("confirmed") };
             assert!(items.iter().all(|item| item.alone));
         }
     }

@@ -7,7 +7,7 @@
 //! A message that comes again while it is in hand joins: its newer reply subject and lease replace the old ones. One
 //! that comes again after it was done is acknowledged again from a memory of what is done, without running.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::credit::Moment;
@@ -39,19 +39,21 @@ pub struct Held<R> {
     pub stage: Stage,
     /// The lease has ended.
     pub lost: bool,
+    /// It is being settled: by which call, and its place there.
+    pub settling: Option<(u64, u32)>,
     ends: Moment,
     renewed: Moment,
 }
 
 /// What to make of a message that came.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Arrival {
+pub enum Arrival<R> {
     /// It is new here: it is in hand from now on.
     New,
     /// It is in hand already; the newer lease has replaced the older.
     Joined,
-    /// It was done here: acknowledge it again.
-    Done,
+    /// It was done here: acknowledge it again, there.
+    Done(R),
     /// It was on its way for so long that its lease may have ended: it is somebody else's, or comes again.
     Late,
 }
@@ -60,20 +62,20 @@ pub enum Arrival {
 pub struct Hand<R> {
     lease: Duration,
     held: HashMap<Key, Held<R>, foldhash::fast::FixedState>,
-    done: HashMap<Key, i64, foldhash::fast::FixedState>,
-    order: VecDeque<Key>,
+    /// By consumer and the sequence's remainder: neighbours in a stream are neighbours here. A sequence that was not
+    /// done is 0, which no stream has.
+    done: Vec<Vec<(u64, i64)>>,
     checked: Moment,
 }
 
-/// How many finished deliveries are remembered.
-const REMEMBERED: usize = 16_384;
+/// How many finished deliveries of a consumer are remembered: the last of each remainder.
+const REMEMBERED: usize = 8_192;
 
 impl<R: Clone> Hand<R> {
     /// Nothing in hand; leases last `lease`.
     pub fn new(lease: Duration) -> Self {
         let held = HashMap::with_hasher(foldhash::fast::FixedState::default());
-        let done = HashMap::with_hasher(foldhash::fast::FixedState::default());
-        Self { lease, held, done, order: VecDeque::new(), checked: Moment::ZERO }
+        Self { lease, held, done: Vec::new(), checked: Moment::ZERO }
     }
 
     /// Deliveries in hand.
@@ -82,7 +84,7 @@ impl<R: Clone> Hand<R> {
     }
 
     /// A message came that the server sent us at `since` or later: its lease began then.
-    pub fn arrive(&mut self, key: Key, reply: R, stored: i64, epoch: u64, since: Moment, now: Moment) -> Arrival {
+    pub fn arrive(&mut self, key: Key, reply: R, stored: i64, epoch: u64, since: Moment, now: Moment) -> Arrival<R> {
         let ends = since + self.lease;
         if now >= ends {
             return Arrival::Late;
@@ -97,11 +99,17 @@ impl<R: Clone> Hand<R> {
             held.ends = ends;
             return Arrival::Joined;
         }
-        if !self.done.is_empty() && self.done.get(&key) == Some(&stored) {
-            return Arrival::Done;
+        if self.done.get(key.0 as usize).and_then(|done| done.get(place(key))) == Some(&(key.1, stored)) {
+            return Arrival::Done(reply);
         }
-        self.held.insert(key, Held { reply, stored, epoch, stage: Stage::Owned, lost: false, ends, renewed: since });
+        let (stage, renewed) = (Stage::Owned, since);
+        self.held.insert(key, Held { reply, stored, epoch, stage, lost: false, settling: None, ends, renewed });
         Arrival::New
+    }
+
+    /// The call that settles it, and its place there; told once.
+    pub fn take_settling(&mut self, key: Key) -> Option<(u64, u32)> {
+        self.held.get_mut(&key)?.settling.take()
     }
 
     /// What is known of a delivery in hand.
@@ -130,14 +138,15 @@ impl<R: Clone> Hand<R> {
 
     /// Remembers that a message needs no more than an acknowledgement.
     pub fn remember(&mut self, key: Key, stored: i64) {
-        if self.order.len() == REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.done.remove(&oldest);
+        let consumer = key.0 as usize;
+        if self.done.len() <= consumer {
+            self.done.resize_with(consumer + 1, Vec::new);
         }
-        if self.done.insert(key, stored).is_none() {
-            self.order.push_back(key);
+        let done = &mut self.done[consumer];
+        if done.is_empty() {
+            done.resize(REMEMBERED, (0, 0));
         }
+        done[place(key)] = (key.1, stored);
     }
 
     /// A renewal that was sent at `sent` was answered.
@@ -173,6 +182,10 @@ impl<R: Clone> Hand<R> {
     pub fn next_check(&self) -> Moment {
         self.checked + self.lease / 10
     }
+}
+
+fn place(key: Key) -> usize {
+    key.1 as usize % REMEMBERED
 }
 
 #[cfg(test)]
@@ -217,10 +230,17 @@ mod tests {
         #[test]
         fn memory_of_what_is_done_is_bounded(seqs in proptest::collection::vec(0u64..40_000, 0..20_000)) {
             let mut hand = Hand::<()>::new(LEASE);
-            for seq in seqs {
-                hand.remember(Key(0, seq), 1);
+            for &seq in &seqs {
+                hand.remember(Key(0, seq + 1), 1);
             }
-            prop_assert!(hand.done.len() <= REMEMBERED && hand.order.len() == hand.done.len());
+            prop_assert!(hand.done.iter().all(|done| done.len() <= REMEMBERED));
+            // Those that nothing of the same place has come after.
+            let mut places = std::collections::HashSet::new();
+            for &seq in seqs.iter().rev() {
+                let known = hand.arrive(Key(0, seq + 1), (), 1, 1, Moment::ZERO, Moment::ZERO) == Arrival::Done(());
+                let is_last = places.insert(place(Key(0, seq + 1)));
+                prop_assert!(known || !is_last);
+            }
         }
     }
 
@@ -236,7 +256,7 @@ mod tests {
         let held = hand.get(key).expect("in hand");
         assert_eq!((held.reply, held.lost, held.epoch), ("b", false, 2));
         hand.remove(key, true);
-        assert_eq!(hand.arrive(key, "c", 1, 2, LEASE, LEASE), Arrival::Done);
+        assert_eq!(hand.arrive(key, "c", 1, 2, LEASE, LEASE), Arrival::Done("c"));
         assert_eq!(hand.arrive(key, "d", 2, 2, LEASE, LEASE), Arrival::New, "the stream was made anew");
     }
 

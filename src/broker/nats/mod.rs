@@ -10,6 +10,7 @@
 
 pub(super) mod address;
 pub(super) mod api;
+mod bundle;
 mod confirm;
 mod context;
 mod credit;

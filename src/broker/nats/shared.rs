@@ -21,6 +21,8 @@ const STALE: Duration = Duration::from_millis(500);
 
 /// What the engine asks of the pump.
 pub enum Command {
+    /// Acknowledge these, and say how each ended.
+    Acknowledge(Vec<Token>, oneshot::Sender<Vec<Settled>>),
     /// Carry these out, and say how each ended.
     Settle(Vec<(Delivery, Disposition)>, oneshot::Sender<Vec<Settled>>),
     /// Give it back.
@@ -334,7 +336,12 @@ impl Settler for Shared {
     fn settle(&self, batch: Vec<Settlement>) -> BoxFuture<'static, Vec<Settled>> {
         let count = batch.len();
         let (sender, settled) = oneshot::channel();
-        self.send(Command::Settle(batch.into_iter().map(Settlement::take).collect(), sender));
+        // Of one that is acknowledged nothing but its name is needed any more.
+        self.send(if batch.iter().all(|settlement| settlement.disposition == Disposition::Ack) {
+            Command::Acknowledge(batch.into_iter().map(|settlement| settlement.take().0.token).collect(), sender)
+        } else {
+            Command::Settle(batch.into_iter().map(Settlement::take).collect(), sender)
+        });
         Box::pin(async move {
             settled.await.unwrap_or_else(|_| vec![Settled::Unconfirmed("the connection was closed".to_owned()); count])
         })

@@ -94,22 +94,41 @@ impl Delivered<'_> {
 /// Parses an acknowledgement subject.
 pub fn delivered(reply: &str) -> Option<Delivered<'_>> {
     let rest = reply.strip_prefix("$JS.ACK.")?;
-    let count = rest.bytes().filter(|&b| b == b'.').count() + 1;
-    let mut tokens = rest.split('.');
-    if count >= 9 {
-        tokens.next();
-        tokens.next();
-    } else if count != 7 {
+    // Where each token ends; of more than there are names for, only the first matter.
+    let (mut ends, mut count) = ([rest.len(); 9], 0);
+    for (at, _) in rest.bytes().enumerate().filter(|&(_, byte)| byte == b'.') {
+        if count < ends.len() {
+            ends[count] = at;
+        }
+        count += 1;
+    }
+    let skipped = match count + 1 {
+        7 => 0,
+        9.. => 2,
+        _ => return None,
+    };
+    let token = |index: usize| {
+        let from = if index + skipped == 0 { 0 } else { ends[index + skipped - 1] + 1 };
+        rest.get(from..ends[index + skipped])
+    };
+    Some(Delivered {
+        stream: token(0)?,
+        consumer: token(1)?,
+        count: number(token(2)?)?,
+        seq: number(token(3)?)?,
+        sequence: number(token(4)?)?,
+        stored: number(token(5)?)?.try_into().ok()?,
+        pending: number(token(6)?)?,
+    })
+}
+
+fn number(digits: &str) -> Option<u64> {
+    if digits.is_empty() {
         return None;
     }
-    Some(Delivered {
-        stream: tokens.next()?,
-        consumer: tokens.next()?,
-        count: tokens.next()?.parse().ok()?,
-        seq: tokens.next()?.parse().ok()?,
-        sequence: tokens.next()?.parse().ok()?,
-        stored: tokens.next()?.parse().ok()?,
-        pending: tokens.next()?.parse().ok()?,
+    digits.bytes().try_fold(0u64, |number, digit| {
+        let digit = u64::from(digit.wrapping_sub(b'0'));
+        if digit > 9 { None } else { number.checked_mul(10)?.checked_add(digit) }
     })
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use async_nats::{Message, StatusCode, Subject};
 use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
 
-use super::{ACK, CHANNELS, Done, NAK, Pump};
+use super::{ACK, CHANNELS, Done, NAK, Pump, TAKEN};
 use crate::broker::nats::confirm::{Item, Verdict};
 use crate::broker::nats::credit::{self, End, Moment, SILENCE};
 use crate::broker::nats::held::{Arrival, Key, Stage};
@@ -16,39 +17,42 @@ use crate::broker::{Channel, Delivery, Lane, Token};
 use crate::message::{Binding, Place};
 
 impl Pump {
-    pub(super) async fn received(&mut self, came: &mut Vec<Message>) {
-        if came.is_empty() {
+    /// Takes what came, `first`, and all that is there behind it.
+    pub(super) async fn received(&mut self, first: Option<Message>) {
+        let Some(epoch) = self.inbox.as_ref().map(|inbox| inbox.epoch) else { return };
+        let mut next = first.or_else(|| self.waiting());
+        if next.is_none() {
             return;
         }
         let now = self.now();
-        let Some(epoch) = self.inbox.as_ref().map(|inbox| inbox.epoch) else { return came.clear() };
         (self.silences, self.unheard) = (0, None);
-        let mut fresh = Vec::with_capacity(came.len());
-        for message in came.drain(..) {
-            match message.reply.clone() {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        for _ in 0..TAKEN {
+            let Some(mut message) = next else { break };
+            match message.reply.take() {
                 Some(reply) if message.status.is_none() && reply.starts_with("$JS.ACK.") => {
-                    if let Some(delivery) = self.delivery(message, reply, epoch, now).await {
-                        fresh.push(delivery);
-                    }
+                    fresh.extend(self.delivery(message, reply, epoch, now));
                 }
-                _ => self.answer(&message, now).await,
+                _ => self.answer(&message, now),
             }
+            next = self.waiting();
         }
+        self.bundle.send(&self.context.link.client).await;
         if !fresh.is_empty() {
-            self.shared.push(fresh.into_iter());
+            self.shared.push(fresh.drain(..));
         }
+        self.fresh = fresh;
+    }
+
+    fn waiting(&mut self) -> Option<Message> {
+        self.inbox.as_mut().and_then(|inbox| inbox.messages.next().now_or_never()).flatten()
     }
 
     /// A message of a consumer: in hand from now on, or known already.
-    pub(super) async fn delivery(
-        &mut self,
-        message: Message,
-        reply: Subject,
-        epoch: u64,
-        now: Moment,
-    ) -> Option<Delivery> {
+    fn delivery(&mut self, message: Message, reply: Subject, epoch: u64, now: Moment) -> Option<Delivery> {
         let said = wire::delivered(&reply)?;
         let index = self.consumers.iter().position(|consumer| consumer.subscription.stream == said.stream)?;
+        let (seq, count, stored, at) = (said.seq, said.count, said.stored, said.at());
         let consumer = &mut self.consumers[index];
         consumer.credit.received();
         consumer.waiting = said.pending;
@@ -58,11 +62,11 @@ impl Pump {
         let key = Key(index as u64, said.seq);
         let reads = self.line_seen(index, said.sequence);
         if (self.stopping || !reads) && self.hand.get(key).is_none() {
-            self.publish(reply, NAK).await;
+            self.bundle.push(&reply, None, NAK);
             self.line_shut(index);
             return None;
         }
-        match self.hand.arrive(key, reply.clone(), said.stored, epoch, since, now) {
+        match self.hand.arrive(key, reply, stored, epoch, since, now) {
             Arrival::Late => {
                 self.line_shut(index);
                 return None;
@@ -74,8 +78,8 @@ impl Pump {
                 }
                 return None;
             }
-            Arrival::Done => {
-                self.publish(reply, ACK).await;
+            Arrival::Done(reply) => {
+                self.bundle.push(&reply, None, ACK);
                 return None;
             }
             Arrival::New => {}
@@ -84,18 +88,18 @@ impl Pump {
         let headers = wire::headers_in(message.headers.as_ref(), &mut self.headers);
         let original = crate::message::Message { headers, body: Some(message.payload), key: None };
         let token = Token(key.0, key.1);
-        let mut delivery = Delivery::new(original, channel, said.seq, said.at(), token);
+        let mut delivery = Delivery::new(original, channel, seq, at, token);
         let lane = self.consumers[index].lane;
         self.line_arrived(key, &delivery);
-        if lane == Lane::Fresh && said.count == 1 && !doubtful {
+        if lane == Lane::Fresh && count == 1 && !doubtful {
             return self.line_wait(key, delivery);
         }
-        delivery.redelivered = said.count > 1;
+        delivery.redelivered = count > 1;
         let hop = names::hop(message.headers.as_ref());
         self.hops.insert(key, hop);
         self.preparing += 1;
         let context = self.context.clone();
-        let again = said.count > 1 || doubtful;
+        let again = count > 1 || doubtful;
         self.tasks.spawn(async move {
             let prepared = if context.queue.ordered {
                 prepare::insist(&context, delivery, message.headers, lane, hop, again).await
@@ -109,7 +113,13 @@ impl Pump {
 
     pub(super) fn channel(&mut self, index: usize, subject: &Subject) -> Arc<Channel> {
         let consumer = &mut self.consumers[index];
+        if let Some((last, channel)) = &consumer.channel
+            && last == subject
+        {
+            return channel.clone();
+        }
         if let Some(channel) = consumer.channels.get(subject.as_str()) {
+            consumer.channel = Some((subject.clone(), channel.clone()));
             return channel.clone();
         }
         let stream = &consumer.subscription.stream;
@@ -127,7 +137,7 @@ impl Pump {
     }
 
     /// A status of a pull request, or the reply to an acknowledgement or a renewal.
-    pub(super) async fn answer(&mut self, message: &Message, now: Moment) {
+    fn answer(&mut self, message: &Message, now: Moment) {
         let mut tokens = message.subject.rsplit('.');
         let (Some(id), Some(index), Some(kind)) = (tokens.next(), tokens.next(), tokens.next()) else { return };
         let Ok(id) = id.parse::<u64>() else { return };

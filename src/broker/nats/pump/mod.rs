@@ -19,13 +19,14 @@ use std::time::Duration;
 
 use async_nats::{Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::ordered::Ordered;
+use super::bundle::Bundle;
 use super::confirm::{Confirm, GROUP, GROUPS, Item, SINGLES};
 use super::context::Context;
 use super::credit::{Credit, Moment};
@@ -37,7 +38,7 @@ use super::prepare::Prepared;
 use super::shared::{Command, Shared};
 use super::topology::Subscription;
 use super::{unreadable, wire};
-use crate::broker::{Channel, Disposition, Lane, Settled, Token};
+use crate::broker::{Channel, Delivery, Disposition, Lane, Settled, Token};
 use crate::message::headers::Builder;
 
 const ACK: Bytes = Bytes::from_static(b"+ACK");
@@ -47,6 +48,8 @@ const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
 const TURN: Duration = Duration::from_millis(100);
 /// Subjects of one consumer whose channel is kept.
 const CHANNELS: usize = 1_024;
+/// Messages taken between two looks at what else there is to do.
+const TAKEN: usize = 1_024;
 /// How far behind the last delivery that came here others may have got theirs when a server died.
 const DOUBTFUL: u64 = 4_096;
 
@@ -59,6 +62,8 @@ struct Consumer {
     waiting: u64,
     next: Subject,
     channels: HashMap<Box<str>, Arc<Channel>, foldhash::fast::FixedState>,
+    /// That of the last message.
+    channel: Option<(Subject, Arc<Channel>)>,
     /// Looks for it that found nothing, in a row; and whether one is under way.
     missing: u32,
     checking: bool,
@@ -105,7 +110,6 @@ pub struct Pump {
     marks: HashMap<Key, Mark, foldhash::fast::FixedState>,
     parts: HashMap<Key, String, foldhash::fast::FixedState>,
     confirm: Confirm<Key>,
-    settling: HashMap<Key, (u64, usize), foldhash::fast::FixedState>,
     batches: HashMap<u64, Batch, foldhash::fast::FixedState>,
     next_batch: u64,
     renewals: HashMap<u64, (Key, Moment), foldhash::fast::FixedState>,
@@ -129,6 +133,10 @@ pub struct Pump {
     stopping: bool,
     stopped: Option<oneshot::Sender<()>>,
     headers: Builder,
+    /// What goes out at once.
+    bundle: Bundle,
+    /// Deliveries on their way to the engine.
+    fresh: Vec<Delivery>,
     shares: Vec<usize>,
     closed: CancellationToken,
 }
@@ -158,6 +166,7 @@ impl Pump {
                 lane,
                 credit: Credit::default(),
                 channels: HashMap::default(),
+                channel: None,
                 missing: 0,
                 checking: false,
                 highest: 0,
@@ -181,7 +190,6 @@ impl Pump {
             marks: HashMap::default(),
             parts: HashMap::default(),
             confirm,
-            settling: HashMap::default(),
             batches: HashMap::default(),
             next_batch: 0,
             renewals: HashMap::default(),
@@ -198,6 +206,8 @@ impl Pump {
             stopping: false,
             stopped: None,
             headers: Builder::default(),
+            bundle: Bundle::default(),
+            fresh: Vec::new(),
             shares: Vec::new(),
             closed,
         }
@@ -205,19 +215,21 @@ impl Pump {
 
     /// Runs until it is closed.
     pub async fn run(mut self) {
-        let mut came = Vec::new();
+        let mut looks = tokio::time::interval(TURN);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let shared = self.shared.clone();
         loop {
             if self.closed.is_cancelled() && self.idle() {
                 return;
             }
             self.connection().await;
-            let shared = self.shared.clone();
             let next = async {
                 match &mut self.inbox {
                     Some(inbox) => inbox.messages.next().await,
                     None => std::future::pending().await,
                 }
             };
+            let mut came = None;
             tokio::select! {
                 biased;
                 Some(command) = self.commands.recv() => {
@@ -226,21 +238,17 @@ impl Pump {
                         self.command(command).await;
                     }
                 }
-                message = next => match message {
-                    Some(message) => came.push(message),
-                    None => self.inbox = None,
-                },
+                message = next => {
+                    came = message;
+                    if came.is_none() {
+                        self.inbox = None;
+                    }
+                }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.done(done).await,
                 () = shared.demand.notified() => {}
-                () = tokio::time::sleep(TURN) => {}
+                _ = looks.tick() => {}
             }
-            while let Some(message) = self.inbox.as_mut().and_then(|i| i.messages.next().now_or_never()).flatten() {
-                came.push(message);
-                if came.len() >= 1_024 {
-                    break;
-                }
-            }
-            self.received(&mut came).await;
+            self.received(came).await;
             self.turn().await;
             self.in_order().await;
         }
@@ -342,6 +350,7 @@ impl Pump {
 
     async fn command(&mut self, command: Command) {
         match command {
+            Command::Acknowledge(tokens, answer) => self.acknowledge_all(&tokens, answer),
             Command::Settle(items, answer) => self.settle(items, answer).await,
             Command::Release(token) => self.release(Key(token.0, token.1), NAK).await,
             Command::Mark(tokens, answer) => {
@@ -412,15 +421,15 @@ impl Pump {
                     self.confirm.offer(Item { token: key, epoch, alone: true });
                 }
                 (Moved::Lost, _) => {
-                    self.drop_from_hand(key, false);
                     self.finish_key(key, Settled::Stale);
+                    self.drop_from_hand(key, false);
                 }
                 (Moved::Refused(why), _) => {
-                    self.release(key, NAK).await;
                     self.finish_key(key, Settled::Unconfirmed(why));
+                    self.release(key, NAK).await;
                 }
-                (Moved::Held(_), _) => {}
-                (Moved::Stored, None) => self.finish_key(key, Settled::Stored),
+                // One that is out of hand has been told how it ended.
+                (Moved::Held(_), _) | (Moved::Stored, None) => {}
             },
             Done::Counted(index, changes, counted) => self.line_counted(index, changes, counted).await,
             Done::Looked(index, found) => {
@@ -533,7 +542,8 @@ impl Pump {
             self.next_renewal += 1;
             let reply = format!("{prefix}.w.0.{}", self.next_renewal);
             self.renewals.insert(self.next_renewal, (key, now));
-            self.ask(held.reply.clone(), reply, PROGRESS).await;
+            self.bundle.push(&held.reply, Some(wire::subject(reply)), PROGRESS);
         }
+        self.bundle.send(&self.context.link.client).await;
     }
 }

@@ -116,8 +116,8 @@ impl Pump {
             }
         }
         // Whoever gets it next finds what was stored.
-        self.release(key, NAK).await;
         self.finish_key(key, Settled::Stored);
+        self.release(key, NAK).await;
     }
 
     /// It is out of hand.
@@ -158,6 +158,9 @@ impl Pump {
 
     /// Follows the ownership, hands out what is ready, and counts where it is not known what others hold.
     pub(super) async fn in_order(&mut self) {
+        if self.ordered.is_none() {
+            return;
+        }
         let now = self.now();
         let leaving = self.stopping || self.closed.is_cancelled();
         let Some(ordered) = &mut self.ordered else { return };

@@ -7,42 +7,66 @@ use super::{ACK, Batch, Done, NAK, Pump};
 use crate::broker::nats::confirm::Item;
 use crate::broker::nats::credit::Moment;
 use crate::broker::nats::held::{Key, Stage};
-use crate::broker::nats::moves;
+use crate::broker::nats::{moves, wire};
 use crate::broker::{Delivery, Disposition, Settled, Token};
 
+const ENDED: &str = "the lease ended before the server answered";
+
 impl Pump {
-    pub(super) async fn settle(&mut self, items: Vec<(Delivery, Disposition)>, answer: oneshot::Sender<Vec<Settled>>) {
-        self.next_batch += 1;
-        let (id, now) = (self.next_batch, self.now());
-        let left = items.len();
-        self.batches.insert(id, Batch { settled: vec![Settled::Stored; left], left, answer: Some(answer) });
-        if left == 0 {
-            self.batches.remove(&id);
+    pub(super) fn acknowledge_all(&mut self, tokens: &[Token], answer: oneshot::Sender<Vec<Settled>>) {
+        let id = self.batch(tokens.len(), answer);
+        let now = self.now();
+        for (index, &token) in tokens.iter().enumerate() {
+            self.acknowledge_one(token, (id, index as u32), now);
         }
+    }
+
+    fn acknowledge_one(&mut self, token: Token, place: (u64, u32), now: Moment) {
+        let key = Key(token.0, token.1);
+        let shared = &self.shared;
+        let Some(held) = self.hand.act(key, now, || shared.lose(token)) else {
+            return self.finish(place, Settled::Stale);
+        };
+        held.stage = Stage::Acknowledging;
+        held.settling = Some(place);
+        self.confirm.offer(Item { token: key, epoch: held.epoch, alone: held.lost });
+    }
+
+    fn batch(&mut self, left: usize, answer: oneshot::Sender<Vec<Settled>>) -> u64 {
+        self.next_batch += 1;
+        if left > 0 {
+            let batch = Batch { settled: vec![Settled::Stored; left], left, answer: Some(answer) };
+            self.batches.insert(self.next_batch, batch);
+        }
+        self.next_batch
+    }
+
+    pub(super) async fn settle(&mut self, items: Vec<(Delivery, Disposition)>, answer: oneshot::Sender<Vec<Settled>>) {
+        let (id, now) = (self.batch(items.len(), answer), self.now());
         for (index, (delivery, disposition)) in items.into_iter().enumerate() {
+            let place = (id, index as u32);
+            if disposition == Disposition::Ack {
+                self.acknowledge_one(delivery.token, place, now);
+                continue;
+            }
             let key = Key(delivery.token.0, delivery.token.1);
             let shared = &self.shared;
             let Some(held) = self.hand.act(key, now, || shared.lose(delivery.token)) else {
-                self.finish(id, index, Settled::Stale);
+                self.finish(place, Settled::Stale);
                 continue;
             };
-            let (lost, epoch) = (held.lost, held.epoch);
+            let lost = held.lost;
             match disposition {
-                Disposition::Ack => {
-                    held.stage = Stage::Acknowledging;
-                    self.settling.insert(key, (id, index));
-                    self.confirm.offer(Item { token: key, epoch, alone: lost });
-                }
                 Disposition::Release => {
                     self.release(key, NAK).await;
-                    self.finish(id, index, if lost { Settled::Stale } else { Settled::Stored });
+                    self.finish(place, if lost { Settled::Stale } else { Settled::Stored });
                 }
                 _ if lost => {
                     self.drop_from_hand(key, false);
-                    self.finish(id, index, Settled::Stale);
+                    self.finish(place, Settled::Stale);
                 }
                 moved => {
-                    self.settling.insert(key, (id, index));
+                    held.settling = Some(place);
                     let hop = self.hops.get(&key).copied().unwrap_or(0);
                     let (context, shared) = (self.context.clone(), self.shared.clone());
                     let reply = held.reply.clone();
@@ -54,9 +78,9 @@ impl Pump {
         }
     }
 
-    pub(super) fn finish(&mut self, batch: u64, index: usize, settled: Settled) {
+    pub(super) fn finish(&mut self, (batch, index): (u64, u32), settled: Settled) {
         let Some(entry) = self.batches.get_mut(&batch) else { return };
-        entry.settled[index] = settled;
+        entry.settled[index as usize] = settled;
         entry.left -= 1;
         if entry.left == 0
             && let Some(mut entry) = self.batches.remove(&batch)
@@ -67,14 +91,19 @@ impl Pump {
         }
     }
 
+    /// Says how its settlement ended. While it is in hand, and it goes with that.
     pub(super) fn finish_key(&mut self, key: Key, settled: Settled) {
-        if let Some((batch, index)) = self.settling.remove(&key) {
-            self.finish(batch, index, settled);
+        if let Some(place) = self.hand.take_settling(key) {
+            self.finish(place, settled);
         }
     }
 
     pub(super) fn drop_from_hand(&mut self, key: Key, done: bool) {
-        self.hand.remove(key, done);
+        let settling = self.hand.remove(key, done).and_then(|held| held.settling);
+        if let Some(place) = settling {
+            let ended = if done { Settled::Stored } else { Settled::Unconfirmed(ENDED.to_owned()) };
+            self.finish(place, ended);
+        }
         self.shared.forget(Token(key.0, key.1));
         let hop = if self.hops.is_empty() { None } else { self.hops.remove(&key) };
         self.leave_line(key, hop, done);
@@ -133,7 +162,6 @@ impl Pump {
 
     pub(super) fn confirmed(&mut self, key: Key) {
         self.drop_from_hand(key, true);
-        self.finish_key(key, Settled::Stored);
     }
 
     /// Acknowledgements of which nothing is known go out again for as long as the lease lasts.
@@ -152,7 +180,6 @@ impl Pump {
 
     pub(super) fn give_up(&mut self, key: Key) {
         self.drop_from_hand(key, false);
-        self.finish_key(key, Settled::Unconfirmed("the lease ended before the server answered".to_owned()));
     }
 
     pub(super) async fn acknowledge(&mut self, epoch: u64, now: Moment) {
@@ -161,16 +188,13 @@ impl Pump {
         };
         while let Some(flight) = self.confirm.next(epoch, now) {
             self.unheard.get_or_insert(now);
-            let last = flight.items.len() - 1;
-            for (index, item) in flight.items.iter().enumerate() {
-                let Some(held) = self.hand.get(item.token) else { continue };
-                let subject = held.reply.clone();
-                if index == last {
-                    self.ask(subject, format!("{prefix}.a.0.{}", flight.ticket), ACK).await;
-                } else {
-                    self.publish(subject, ACK).await;
-                }
+            let mut replies = flight.items.iter().filter_map(|item| self.hand.get(item.token)).peekable();
+            while let Some(held) = replies.next() {
+                let is_last = replies.peek().is_none();
+                let reply = is_last.then(|| wire::subject(format!("{prefix}.a.0.{}", flight.ticket)));
+                self.bundle.push(&held.reply, reply, ACK);
             }
         }
+        self.bundle.send(&self.context.link.client).await;
     }
 }
