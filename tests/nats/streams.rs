@@ -177,3 +177,79 @@ fn status_tells_what_waits_runs_and_is_dead() {
         reader.close().await;
     });
 }
+
+/// Where the stream keeps only what is unsettled, a durable that somebody removes is made anew.
+#[test]
+fn a_durable_that_is_removed_is_made_anew_where_nothing_runs_again() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "workqueue").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        kit::publish(&broker, "orders", &["1", "2"]).await;
+        let mut both = work.take(2).await;
+        work.stored(both.remove(0), Disposition::Ack).await;
+        behind.api("CONSUMER.DELETE.ORDERS.t_invoice", Value::Null).await;
+        kit::publish(&broker, "orders", &["3"]).await;
+        let third = work.one().await;
+        assert_eq!(third.message.body.as_deref(), Some(&b"3"[..]), "what is in hand stays there");
+        work.stored(both.remove(0), Disposition::Ack).await;
+        work.stored(third, Disposition::Ack).await;
+        let left = behind.api("STREAM.INFO.ORDERS", Value::Null).await["state"]["messages"].clone();
+        assert_eq!(left, 0);
+        broker.close().await;
+    });
+}
+
+/// Where the stream keeps what was settled too, all of it would run again: that is for a person to decide.
+#[test]
+fn a_durable_that_is_removed_under_a_log_ends_the_queue() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        behind.api("CONSUMER.DELETE.ORDERS.t_invoice", Value::Null).await;
+        let Err(error) = work.source.receive(kit::credit(1)).await else { panic!("there is nothing to deliver") };
+        assert!(error.to_string().contains("was removed while this worker reads it"), "{error}");
+        broker.close().await;
+    });
+}
+
+/// More workers than a durable of somebody else's making has room for: they take turns, and none spins.
+#[test]
+fn a_durable_with_little_room_serves_everybody_in_turn() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let config = json!({ "durable_name": "t_invoice", "ack_policy": "explicit", "max_waiting": 1, "max_deliver": -1,
+            "deliver_policy": "all", "filter_subjects": ["orders"], "ack_wait": kit::LEASE.as_nanos() as u64 });
+        let body = json!({ "stream_name": "ORDERS", "config": config, "action": "create" });
+        behind.api("CONSUMER.CREATE.ORDERS.t_invoice", body).await;
+        let invoice = queue("invoice", &["orders"]);
+        let (one, other) = (
+            connect(&server.url(), std::slice::from_ref(&invoice)).await,
+            connect(&server.url(), std::slice::from_ref(&invoice)).await,
+        );
+        let (mut first, mut second) = (open(&one, &invoice).await, open(&other, &invoice).await);
+        let asked = || server.page("/varz")["in_msgs"].as_u64().expect("a count");
+        let before = asked();
+        for round in 0..6 {
+            kit::publish(&one, "orders", &[&round.to_string()]).await;
+            let (work, delivery) = tokio::select! {
+                delivery = first.one() => (&first, delivery),
+                delivery = second.one() => (&second, delivery),
+            };
+            work.stored(delivery, Disposition::Ack).await;
+        }
+        let asked = asked() - before;
+        assert!(asked < 2_000, "{asked} requests for six jobs");
+        one.close().await;
+        other.close().await;
+    });
+}

@@ -35,6 +35,9 @@ pub struct Subscription {
     pub single: bool,
     /// Events that wait there at the start.
     pub pending: u64,
+    /// What to make it of where somebody removes it under a running worker. `None` where it may not be made, or where
+    /// the stream keeps what was settled too, so that all of it would run again: that is for a person to decide.
+    pub again: Option<Value>,
 }
 
 /// Finds and makes streams and durables.
@@ -318,6 +321,7 @@ impl Topology<'_> {
                 wanted["opt_start_time"] = json!(at.to_rfc3339());
             }
         }
+        let again = (self.create && stream.retention() != "limits").then(|| wanted.clone());
         let existing = self.api.consumer(name, &durable).await.map_err(|e| e.into_broker(&doing))?;
         let info = match existing {
             Some(info) => self.adapt(&info, wanted, name, &durable, notes).await?,
@@ -356,6 +360,7 @@ impl Topology<'_> {
             created: stream.created,
             single: !stream.clustered && !info["cluster"].is_object(),
             pending: info["num_pending"].as_u64().unwrap_or(0) + info["num_ack_pending"].as_u64().unwrap_or(0),
+            again,
         })
     }
 

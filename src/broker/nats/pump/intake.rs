@@ -7,7 +7,7 @@ use async_nats::{Message, StatusCode, Subject};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 
-use super::{ACK, CHANNELS, Done, NAK, Pump, TAKEN};
+use super::{ACK, CHANNELS, DOUBTFUL, Done, NAK, Pump, TAKEN};
 use crate::broker::nats::confirm::{Item, Verdict};
 use crate::broker::nats::credit::{self, End, Moment, SILENCE};
 use crate::broker::nats::held::{Arrival, Key, Stage};
@@ -196,7 +196,10 @@ impl Pump {
                 End::Lost
             }
             // A new leader, a server that leaves.
-            409 => End::Lost,
+            409 => {
+                self.led_anew(index);
+                End::Lost
+            }
             // A pin that is no longer ours; a request that this server does not understand.
             423 | 400 => {
                 tracing::warn!(status, text, "a pull request was refused");
@@ -233,6 +236,28 @@ impl Pump {
         });
     }
 
+    /// It was removed, and only what is unsettled would come again: it is made anew.
+    pub(super) fn make_again(&mut self, index: usize) {
+        let consumer = &mut self.consumers[index];
+        let (context, subscription) = (self.context.clone(), consumer.subscription.clone());
+        let Some(config) = subscription.again.filter(|_| !std::mem::replace(&mut consumer.checking, true)) else {
+            return;
+        };
+        let (stream, durable) = (subscription.stream, subscription.durable);
+        tracing::warn!(queue = %context.queue.name, stream, durable, "a consumer was removed; it is made anew");
+        self.tasks.spawn(async move {
+            Done::Made(index, context.api.put_consumer(&stream, "create", &config).await.map(drop))
+        });
+    }
+
+    /// Its leader is another one, which may not know all that the one before had delivered and heard of.
+    fn led_anew(&mut self, index: usize) {
+        let consumer = &mut self.consumers[index];
+        if !consumer.subscription.single {
+            consumer.doubtful = consumer.highest + DOUBTFUL;
+        }
+    }
+
     pub(super) async fn pull(&mut self, epoch: u64, now: Moment) {
         let mut silent = self.unheard.is_some_and(|since| now.saturating_sub(since) > SILENCE);
         for consumer in &mut self.consumers {
@@ -250,6 +275,7 @@ impl Pump {
                 let _ = self.context.link.client.force_reconnect().await;
                 return;
             }
+            (0..self.consumers.len()).for_each(|index| self.led_anew(index));
             self.reopen(epoch).await;
         }
         if self.stopping {

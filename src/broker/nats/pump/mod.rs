@@ -96,6 +96,7 @@ enum Done {
     Counted(usize, u64, Result<(usize, u64), super::api::Error>),
     Marked(Vec<(Key, Result<Option<u64>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
     Cleared,
+    Made(usize, Result<(), super::api::Error>),
     Searched(usize, Result<u64, super::api::Error>),
 }
 
@@ -441,10 +442,13 @@ impl Pump {
                         consumer.missing += 1;
                         if consumer.missing >= 3 {
                             self.confirm.doubt();
+                            if consumer.subscription.again.is_some() {
+                                return self.make_again(index);
+                            }
                             let Subscription { stream, durable, .. } = &consumer.subscription;
                             let why = format!(
                                 "the consumer {durable} on the stream {stream} was removed while this worker reads it; \
-                                 start the worker again to make it anew"
+                                 start the worker again to make it anew, from where the queue's start says"
                             );
                             return self.shared.fail(why);
                         }
@@ -469,6 +473,17 @@ impl Pump {
                 }
                 // The engine may have given up waiting.
                 let _ = answer.send(stored);
+            }
+            Done::Made(index, Ok(())) => {
+                let consumer = &mut self.consumers[index];
+                (consumer.checking, consumer.missing) = (false, 0);
+                // It delivers all that is not settled anew, and calls each the first time.
+                consumer.doubtful = consumer.highest + DOUBTFUL;
+            }
+            Done::Made(index, Err(error)) => {
+                self.consumers[index].checking = false;
+                tracing::warn!(queue = %self.context.queue.name, error = %error, "failed to make a consumer anew");
+                self.look(index);
             }
             Done::Searched(index, found) => {
                 self.consumers[index].searching = false;
