@@ -71,7 +71,8 @@ impl Drop for Attempt {
 pub async fn drive(queue: &Queue, route: &Route, attempt: Attempt, cx: &Context, lost: Lost) -> Outcome {
     match route.threading {
         Threading::Async => drive_async(queue, route, attempt, cx, lost).await,
-        Threading::Blocking => drive_blocking(queue, route, attempt, cx, lost).await,
+        // Apart, since it is the larger one: the other is what ten thousand waiting jobs hold.
+        Threading::Blocking => Box::pin(drive_blocking(queue, route, attempt, cx, lost)).await,
     }
 }
 

@@ -4,6 +4,7 @@
 //! a time, and what is in hand. A job that is done at its first poll costs no task; one that pends, or whose first
 //! polls take long, becomes one.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -367,9 +368,7 @@ fn spawn(
     start: Instant,
 ) {
     let tasks = queue.pool.tasks.clone();
-    tokio::spawn(tasks.track_future(async move {
-        run(&queue, &route, delivery, cx, pending, start).await;
-    }));
+    tokio::spawn(tasks.track_future(run(queue, route, delivery, cx, pending, start)));
 }
 
 /// Runs a delivery whose start must be stored first, and a suspect with no other suspect beside it.
@@ -405,7 +404,7 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
                 if suspect {
                     events::Isolated { run: run_of(&cx) }.emit();
                 }
-                run(&queue, route, delivery, cx, None, start).await;
+                run(queue.clone(), route.clone(), delivery, cx, None, start).await;
             }
             Err(refused) => {
                 let Refused { outcome, event, route } = *refused;
@@ -424,42 +423,45 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
     }
 }
 
-/// Drives one attempt to its outcome and settles it.
-async fn run(
-    queue: &Arc<Queue>,
-    route: &Route,
+/// Drives one attempt to its outcome and settles it. Ten thousand that wait each hold one of these, so it is kept
+/// small: arguments that an `async fn` takes by value lie in it twice.
+fn run(
+    queue: Arc<Queue>,
+    route: Arc<Route>,
     delivery: Delivery,
     cx: Context,
     pending: Option<Attempt>,
     start: Instant,
-) {
-    let now = queue.pool.clock.now();
-    #[cfg(feature = "seeded-bugs")]
-    if let Some(disposition) = super::bent::before_run() {
-        return super::bent::run(queue, route, delivery, cx, pending, disposition).await;
-    }
-    let outcome = {
-        let _entry = queue.running.enter(cx.clone(), start);
-        let attempt = match pending {
-            Some(pending) => Ok(pending),
-            None if route.threading == Threading::Blocking => Attempt::new(route, cx.clone()),
-            None => {
-                let polling = Instant::now();
-                let polled = Attempt::new(route, cx.clone()).and_then(Attempt::poll_once);
-                route.first_poll().observe(polling.elapsed());
-                polled
+) -> impl Future<Output = ()> + Send {
+    async move {
+        let now = queue.pool.clock.now();
+        #[cfg(feature = "seeded-bugs")]
+        if let Some(disposition) = super::bent::before_run() {
+            return super::bent::run(&queue, &route, delivery, cx, pending, disposition).await;
+        }
+        let outcome = {
+            let _entry = queue.running.enter(cx.clone(), start);
+            let attempt = match pending {
+                Some(pending) => Ok(pending),
+                None if route.threading == Threading::Blocking => Attempt::new(&route, cx.clone()),
+                None => {
+                    let polling = Instant::now();
+                    let polled = Attempt::new(&route, cx.clone()).and_then(Attempt::poll_once);
+                    route.first_poll().observe(polling.elapsed());
+                    polled
+                }
+            };
+            match attempt {
+                Ok(attempt) => execute::drive(&queue, &route, attempt, &cx, delivery.lost()).await,
+                Err(outcome) => outcome,
             }
         };
-        match attempt {
-            Ok(attempt) => execute::drive(queue, route, attempt, &cx, delivery.lost()).await,
-            Err(outcome) => outcome,
+        if matches!(outcome, Outcome::Done) {
+            queue.succeeded(queue.pool.clock.now());
+            say_done(&cx, start.elapsed());
         }
-    };
-    if matches!(outcome, Outcome::Done) {
-        queue.succeeded(queue.pool.clock.now());
-        say_done(&cx, start.elapsed());
+        finish(&queue, &route, delivery, &outcome, Some(cx.event_id()), start, now).await;
     }
-    finish(queue, route, delivery, &outcome, Some(cx.event_id()), start, now).await;
 }
 
 fn say_done(cx: &Context, took: Duration) {
@@ -475,8 +477,8 @@ fn run_of(cx: &Context) -> events::Run<'_> {
     events::Run { queue: cx.queue(), job: cx.job(), event_id: cx.event_id(), attempt: cx.attempt(), trace_id }
 }
 
-/// The handler has ended: its slot is free, then its outcome is settled.
-async fn finish(
+/// The handler has ended: its slot is free, then its outcome is settled. What is returned awaits the confirmation.
+fn finish(
     queue: &Arc<Queue>,
     route: &Route,
     delivery: Delivery,
@@ -484,7 +486,7 @@ async fn finish(
     event_id: Option<&str>,
     start: Instant,
     started: Timestamp,
-) {
+) -> impl Future<Output = ()> + Send + use<> {
     let wait = delivery.ready_at().until(started);
     let mut tally = queue.meter.tally(&route.job);
     let took = start.elapsed();
@@ -494,7 +496,7 @@ async fn finish(
     queue.lane_done(delivery.lane());
     queue.pool.give(queue.index, if seeded::bug("slot-not-returned") { 0 } else { 1 });
     let settlement = conclude(queue, route, delivery, outcome, event_id, took, queue.pool.clock.now());
-    settle::one(queue, settlement, bytes).await;
+    settle::one(queue, settlement, bytes)
 }
 
 /// Decide: from what happened to what is to be done.

@@ -1,9 +1,11 @@
 //! Settle: hands dispositions to the broker and keeps count of what is not confirmed yet.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::pool::Queue;
@@ -28,40 +30,54 @@ enum Kinds {
     Mixed(Vec<Kind>),
 }
 
+/// Settlements that the broker was handed, and what is to be said and counted once it has answered.
+struct Handed {
+    answer: BoxFuture<'static, Vec<Settled>>,
+    kinds: Kinds,
+    subjects: Vec<Subject>,
+    bytes: usize,
+    began: Instant,
+}
+
+impl Handed {
+    fn new(queue: &Queue, settlements: Vec<Settlement>, bytes: usize) -> Self {
+        let count = settlements.len();
+        let kinds = if settlements.iter().all(|settlement| settlement.disposition == Disposition::Ack) {
+            Kinds::AllDone(count)
+        } else {
+            Kinds::Mixed(settlements.iter().map(|settlement| kind(queue, settlement)).collect())
+        };
+        let subjects = subjects(queue, &settlements);
+        let began = Instant::now();
+        queue.settling(count);
+        Self { answer: queue.settler.settle(settlements), kinds, subjects, bytes, began }
+    }
+
+    fn account(&self, queue: &Queue, results: &[Settled]) {
+        account(queue, &self.kinds, &self.subjects, results, self.bytes, self.began);
+    }
+
+    fn answered(mut self, queue: Arc<Queue>) -> impl Future<Output = ()> + Send {
+        async move {
+            let results = (&mut self.answer).await;
+            self.account(&queue, &results);
+        }
+    }
+}
+
 /// Settles what ended at its first poll. Most adapters take it at once; what is not confirmed at once is awaited by
 /// a task.
 pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, bytes: usize) {
-    let count = settlements.len();
-    let kinds = if settlements.iter().all(|settlement| settlement.disposition == Disposition::Ack) {
-        Kinds::AllDone(count)
-    } else {
-        Kinds::Mixed(settlements.iter().map(|settlement| kind(queue, settlement)).collect())
-    };
-    let subjects = subjects(queue, &settlements);
-    let began = Instant::now();
-    queue.settling(count);
-    let mut settling = queue.settler.settle(settlements);
-    if let Some(results) = (&mut settling).now_or_never() {
-        account(queue, &kinds, &subjects, &results, bytes, began);
-        return;
+    let mut handed = Handed::new(queue, settlements, bytes);
+    match (&mut handed.answer).now_or_never() {
+        Some(results) => handed.account(queue, &results),
+        None => drop(tokio::spawn(queue.pool.tasks.track_future(handed.answered(queue.clone())))),
     }
-    let queue = queue.clone();
-    let tasks = queue.pool.tasks.clone();
-    tokio::spawn(tasks.track_future(async move {
-        let results = settling.await;
-        account(&queue, &kinds, &subjects, &results, bytes, began);
-    }));
 }
 
 /// Settles one delivery; resolves when it is confirmed or cannot be any more.
-pub async fn one(queue: &Arc<Queue>, settlement: Settlement, bytes: usize) {
-    let kinds = Kinds::Mixed(vec![kind(queue, &settlement)]);
-    let settlements = vec![settlement];
-    let subjects = subjects(queue, &settlements);
-    let began = Instant::now();
-    queue.settling(1);
-    let results = queue.settler.settle(settlements).await;
-    account(queue, &kinds, &subjects, &results, bytes, began);
+pub fn one(queue: &Arc<Queue>, settlement: Settlement, bytes: usize) -> impl Future<Output = ()> + Send + use<> {
+    Handed::new(queue, vec![settlement], bytes).answered(queue.clone())
 }
 
 /// What a settlement was about, kept for the line that says it was not stored.
