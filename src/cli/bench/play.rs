@@ -21,7 +21,7 @@ use crate::broker::{self, Broker, Role};
 use crate::cli::fault::Fault;
 use crate::client::Client;
 use crate::config::{self, Config};
-use crate::handler::Registry;
+use crate::handler::{Error, Registry};
 
 /// The name of the job, here and in the configuration.
 pub const JOB: &str = "bench";
@@ -236,7 +236,8 @@ async fn bare(part: &Part, board: &Arc<Board>) -> Result<(), Fault> {
                 }
                 if let Some((client, url)) = &client {
                     let body: Bytes = body::write(id, None, payload);
-                    client.post(url).body(body).send().await.map_err(|error| format!("{url}: {error}"))?;
+                    // With its causes: that there are too many open files, say.
+                    client.post(url).body(body).send().await.map_err(|error| Error::from(error).to_string())?;
                     continue;
                 }
                 board.start(id, None);
