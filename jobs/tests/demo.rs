@@ -176,3 +176,42 @@ fn it_tells_the_same_on_nats_and_kafka() {
         assert!(told.contains("5690 jobs, 0 lost; ") && !told.contains("WRONG"), "{broker}: {told}");
     }
 }
+
+/// On a server that is named, twice; and what is printed then names a worker that can reach it. `scripts/test --full`.
+#[test]
+fn it_tells_the_same_on_a_server_that_is_named() {
+    let cache = std::env::var_os("WINDLASS_TEST_CACHE").filter(|_| std::env::var_os("WINDLASS_TEST_FULL").is_some());
+    let Some(cache) = cache else { return };
+    let mut found = std::fs::read_dir(cache).expect("the cache is there").flatten().map(|entry| entry.path());
+    let server = found.find_map(|path| Some(path.join("nats-server")).filter(|path| path.is_file()));
+    let Some(server) = server else { return eprintln!("not here: nats-server; ./scripts/test fetches it") };
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("a free port");
+    let mut server = Command::new(server)
+        .args(["--jetstream", "--addr", "127.0.0.1", "--port", &free.port().to_string(), "--store_dir"])
+        .arg(folder.path().join("server"))
+        .spawn()
+        .expect("the server starts");
+    let stage = folder.path().join("stage");
+    std::fs::create_dir(&stage).expect("a folder for the test");
+    let began = std::time::Instant::now();
+    while std::net::TcpStream::connect(free).is_err() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "the server does not answer");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let outputs = [0, 1].map(|_| {
+        let mut demo = command(env!("CARGO_BIN_EXE_demo"), &stage);
+        demo.args(["nats", &format!("nats://{free}")]).output().expect("the program starts")
+    });
+    server.kill().and_then(|()| server.wait()).expect("the server ends");
+    for output in &outputs {
+        if String::from_utf8_lossy(&output.stderr).contains("built without") {
+            return;
+        }
+        let told = text(output);
+        assert!(told.contains("5690 jobs, 0 lost; ") && !told.contains("WRONG"), "{told}");
+        assert_eq!(told.matches("  cargo lab-nats ").count(), 3, "{told}");
+    }
+    let aliases = include_str!("../../.cargo/config.toml");
+    assert!(aliases.contains("lab-nats = ") && aliases.contains("lab-kafka = "), "{aliases}");
+}

@@ -105,15 +105,21 @@ pub fn commands(stage: &Stage, ours: bool) {
     }
     let config = format!("--config {folder}/reports.toml");
     println!("\nNow you. Show the dead letter; replay it mended, while a worker drains it; publish from anything:\n");
-    println!("  cargo lab dlq show invoice {DAMAGED} {config}");
+    // The laboratory's worker with the broker of this story in it; on Kafka it needs a moment to be given partitions.
+    let (lab, pause) = match stage.config.broker.split(':').next() {
+        Some("nats") => ("cargo lab-nats", 2),
+        Some("kafka") => ("cargo lab-kafka", 10),
+        _ => ("cargo lab", 2),
+    };
+    println!("  {lab} dlq show invoice {DAMAGED} {config}");
     println!(
-        "  cargo lab run --queue invoice {config} & \
-         cargo lab dlq replay invoice {DAMAGED} --body @{folder}/mended.json {config}; sleep 2; kill $!; wait"
+        "  {lab} run --queue invoice {config} & \
+         {lab} dlq replay invoice {DAMAGED} --body @{folder}/mended.json {config}; sleep {pause}; kill $!; wait"
     );
     println!(
-        "  cargo lab run {config} & curl -sS --retry 20 --retry-delay 1 --retry-connrefused \
+        "  {lab} run {config} & curl -sS --retry 20 --retry-delay 1 --retry-connrefused \
          http://127.0.0.1:7464/api/v1/topics/{} -H 'content-type: application/json' -d @{folder}/mended.json; \
-         sleep 2; kill $!; wait",
+         sleep {pause}; kill $!; wait",
         stage.topic
     );
 }
