@@ -18,6 +18,9 @@ use crate::seeded;
 /// Rows of a lane that one look reads, whatever the credit: bounds the memory of a look.
 const MOST: usize = 512;
 
+/// The kind of what waits to be tried again.
+pub const RETRY: i64 = 2;
+
 /// A unit that could be claimed.
 pub struct Candidate {
     /// Its event.
@@ -206,28 +209,22 @@ pub fn choose(found: &mut Found, credit: &Credit) -> Vec<Candidate> {
 /// Writes the move of what was chosen to `running`.
 pub fn take(script: &mut Script, worker: i64, desk: &Desk, chosen: &[Candidate]) {
     let queue = desk.id;
-    let started = |candidate: &Candidate| i64::from(!desk.is_ordered() && candidate.crashes == 0);
-    let (mut plain, mut marked) = (Vec::new(), Vec::new());
-    for candidate in chosen.iter().filter(|candidate| candidate.kind == 0 && candidate.class == 0) {
-        if started(candidate) == 1 { plain.push(candidate.event) } else { marked.push(candidate.event) }
-    }
-    for (events, started) in [(&mut plain, 1_i64), (&mut marked, 0)] {
-        if events.is_empty() {
-            continue;
-        }
+    let mut fresh: Vec<i64> =
+        chosen.iter().filter(|c| c.kind == 0 && c.class == 0).map(|candidate| candidate.event).collect();
+    if !fresh.is_empty() {
         let insert = "INSERT INTO running (owner, queue, event, kind, class, due, started) \
-                      SELECT ?, queue, event, 0, 0, 0, ? FROM fresh WHERE queue = ?";
-        among(script, insert, "event", events, |script| {
-            script.bind(worker).bind(started).bind(queue);
+                      SELECT ?, queue, event, 0, 0, 0, 0 FROM fresh WHERE queue = ?";
+        among(script, insert, "event", &mut fresh, |script| {
+            script.bind(worker).bind(queue);
         });
-        among(script, "DELETE FROM fresh WHERE queue = ?", "event", events, |script| {
+        among(script, "DELETE FROM fresh WHERE queue = ?", "event", &mut fresh, |script| {
             script.bind(queue);
         });
     }
     let others: Vec<serde_json::Value> = chosen
         .iter()
         .filter(|candidate| candidate.kind != 0 || candidate.class != 0)
-        .map(|c| json!([c.event, c.kind, c.class, c.due, started(c)]))
+        .map(|c| json!([c.event, c.kind, c.class, c.due]))
         .collect();
     if others.is_empty() {
         return;
@@ -235,7 +232,7 @@ pub fn take(script: &mut Script, worker: i64, desk: &Desk, chosen: &[Candidate])
     let list = serde_json::Value::from(others).to_string();
     script.add(
         "INSERT INTO running (owner, queue, event, kind, class, due, started) \
-         SELECT ?, ?, value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4 FROM json_each(?)",
+         SELECT ?, ?, value ->> 0, value ->> 1, value ->> 2, value ->> 3, 0 FROM json_each(?)",
     );
     script.bind(worker).bind(queue).bind(list.clone());
     script.add(

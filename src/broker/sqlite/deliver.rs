@@ -40,8 +40,10 @@ impl Writer {
             delivery.record = record.map(Box::new);
             delivery.condemned = candidate.crashes >= max;
             delivery.suspect = !delivery.condemned && candidate.crashes >= max - 1;
-            delivery.needs_mark = desk.is_ordered() || candidate.crashes > 0;
             delivery.redelivered = came_back(&candidate);
+            // A mark for every first start would cost each job a write.
+            delivery.needs_mark =
+                desk.is_ordered() || delivery.redelivered || candidate.crashes > 0 || candidate.kind == claim::RETRY;
             deliveries.push(delivery);
         }
         deliveries

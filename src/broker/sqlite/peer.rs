@@ -5,7 +5,8 @@
 //! only slept past its lease did not crash.
 //!
 //! Whoever holds the file's lock keeps everybody from renewing. A lease therefore counts as run out only for a worker
-//! that could itself write in time: where it could not, the others get a third of a lease to catch up.
+//! that could itself write in time: where it could not, the others get a third of a lease to catch up. Who has just
+//! come cannot know, and is as patient, but for leases that ran out long ago.
 
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use super::writer::Writer;
 const VISIT: Duration = Duration::from_millis(250);
 /// How often at the least the table is read again.
 const READ: Duration = Duration::from_secs(5);
+/// Who has not renewed for so many leases was not kept from it by a lock that has just been given back.
+const LONG_AGO: i64 = 10;
 
 /// What is known of the other workers.
 pub struct Peers {
@@ -28,6 +31,8 @@ pub struct Peers {
     read_at: Instant,
     /// Until when a lease that has run out says nothing: its owner may have been kept from renewing, as we were.
     patient_until: Option<Instant>,
+    /// Until when we have just come.
+    new_until: Option<Instant>,
 }
 
 struct Peer {
@@ -40,7 +45,7 @@ struct Peer {
 impl Peers {
     /// Nothing is known.
     pub fn new(now: Instant) -> Self {
-        Self { known: Vec::new(), next: now + VISIT, read_at: now, patient_until: None }
+        Self { known: Vec::new(), next: now + VISIT, read_at: now, patient_until: None, new_until: None }
     }
 
     /// When to look next: seldom where nobody else is known.
@@ -59,6 +64,18 @@ impl Peers {
         if now > due + VISIT {
             self.patient_until = Some(now + lease / 3);
         }
+    }
+
+    /// We have just come: others may have been kept from renewing until a moment ago.
+    pub fn joined(&mut self, lease: Duration) {
+        self.new_until = Some(Instant::now() + lease / 3);
+    }
+
+    /// Whether a lease that ran out so many milliseconds ago says nothing yet.
+    fn is_patient(&self, ago: i64, lease: Duration) -> bool {
+        let now = Instant::now();
+        let recent = ago < LONG_AGO * lease.as_millis() as i64;
+        self.patient_until.is_some_and(|until| now < until) || recent && self.new_until.is_some_and(|until| now < until)
     }
 
     /// Another process has written: the table may have changed.
@@ -80,11 +97,13 @@ pub async fn reap(writer: &mut Writer) -> Result<usize, sqlx::Error> {
     }
     // Our own renewal is late: nor could they.
     writer.peers.wrote(writer.renew_at, writer.lease);
-    let patient = writer.peers.patient_until.is_some_and(|until| now < until);
-    let seen = |peer: &Peer| (peer.id, this.sees(&peer.process), peer.name.clone());
+    let seen = |peer: &Peer| {
+        let patient = writer.peers.is_patient(ticks - peer.lease, writer.lease);
+        (peer.id, this.sees(&peer.process), patient, peer.name.clone())
+    };
     let dead: Vec<_> = writer.peers.known.iter().filter(|peer| suspicious(peer)).map(seen).collect();
     let mut buried = 0;
-    for (id, life, name) in dead {
+    for (id, life, patient, name) in dead {
         if (life == Life::Gone || !patient) && bury(writer, id, life).await? {
             tracing::warn!(worker = %name, "a worker is gone; its jobs are given back");
             writer.peers.known.retain(|peer| peer.id != id);

@@ -190,8 +190,11 @@ pub async fn read(connection: &mut SqliteConnection) -> Result<Directory, sqlx::
 
 /// Makes this process known as a worker, after giving back what dead ones held.
 pub async fn worker(writer: &mut Writer) -> Result<(), sqlx::Error> {
+    writer.peers.joined(writer.lease);
     peer::reap(writer).await?;
     enter(writer).await?;
+    // That may have waited for the lock.
+    writer.peers.joined(writer.lease);
     // Doubts about jobs that have ended concern nobody any more.
     let mut script = Script::begin();
     script.add(

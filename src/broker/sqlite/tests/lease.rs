@@ -20,8 +20,21 @@ async fn named(path: &Path, name: &str, queue: &Queue) -> (Arc<dyn Broker>, Open
     (broker, opened)
 }
 
+async fn crash_count(path: &Path) -> i64 {
+    beside(path, "SELECT coalesce(sum(crashes), 0) FROM record").await
+}
+
+/// One delivery that was given back once, and whose start is stored since.
+async fn begun_again(opened: &mut Opened) -> Vec<Delivery> {
+    let held = receive(opened, 1).await;
+    assert_eq!(settle(opened, held, &Disposition::Release).await, [Settled::Stored]);
+    let held = receive(opened, 1).await;
+    assert_eq!(opened.settler.mark(&[&held[0]]).await, [true]);
+    held
+}
+
 #[tokio::test]
-async fn what_a_killed_worker_ran_goes_to_another_at_once_and_counts_as_a_crash() {
+async fn what_a_killed_worker_ran_goes_to_another_at_once_and_is_marked_from_then_on() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("q.db");
     let q = queue("q", &["t"]);
@@ -53,15 +66,22 @@ async fn a_crash_is_counted_up_to_suspicion_isolation_and_condemnation() {
     let held = receive(&mut first, 2).await;
     assert!(held.iter().all(|delivery| !delivery.needs_mark));
     beside(&path, KILLED).await;
-    let (two, mut second) = named(&path, "one", &q).await;
-    let held_twice = receive(&mut second, 2).await;
-    assert_eq!(bodies(&held_twice), ["a", "b"]);
-    // Only one of them is marked: the other never began.
-    let a = &held_twice[0];
-    assert!(a.needs_mark);
-    assert_eq!(second.settler.mark(&[a]).await, [true]);
-    beside(&path, "UPDATE worker SET born = born - 1 WHERE id = (SELECT max(id) FROM worker)").await;
-    let (three, mut third) = named(&path, "three", &q).await;
+    // The first goes uncounted: it may have been in hand and not begun.
+    let (mut workers, mut dropped) = (vec![one], vec![held]);
+    for crashes in 0..2 {
+        let (two, mut second) = named(&path, "one", &q).await;
+        let held = receive(&mut second, 2).await;
+        assert_eq!(bodies(&held), ["a", "b"]);
+        assert_eq!(crash_count(&path).await, crashes);
+        // Only one of them is marked: the other never began.
+        let a = &held[0];
+        assert!(a.needs_mark && !a.suspect);
+        assert_eq!(second.settler.mark(&[a]).await, [true]);
+        beside(&path, "UPDATE worker SET born = born - 1 WHERE id = (SELECT max(id) FROM worker)").await;
+        workers.push(two);
+        dropped.push(held);
+    }
+    let (_three, mut third) = named(&path, "three", &q).await;
     let shy = Credit { suspect: false, ..credit(8) };
     let got =
         tokio::time::timeout(Duration::from_secs(5), third.source.receive(shy)).await.expect("b and c").expect("ok");
@@ -77,8 +97,7 @@ async fn a_crash_is_counted_up_to_suspicion_isolation_and_condemnation() {
     assert_eq!(bodies(&got), ["a", "b", "c"]);
     assert!(got[0].condemned && !got[0].suspect);
     assert!(!got[1].condemned && !got[1].suspect);
-    drop((held, held_twice, suspect));
-    drop((one, two, three));
+    drop((dropped, suspect, workers));
 }
 
 #[tokio::test]
@@ -97,7 +116,8 @@ async fn a_release_and_a_drain_count_nothing_and_are_prompt() {
     one.close().await;
     let got = receive(&mut second, 2).await;
     assert_eq!(bodies(&got), ["a", "b"]);
-    assert!(got.iter().all(|delivery| !delivery.needs_mark && delivery.attempt().get() == 1));
+    assert!(got.iter().all(|delivery| !delivery.suspect && delivery.attempt().get() == 1));
+    assert_eq!(crash_count(&path).await, 0);
     assert_eq!(beside(&path, "SELECT count(*) FROM worker").await, 1);
 }
 
@@ -113,7 +133,7 @@ async fn a_worker_frozen_past_its_lease_did_not_crash_and_its_late_success_ends_
     let (_two, mut second) = named(&path, "two", &q).await;
     let taken = receive(&mut second, 1).await;
     assert_eq!(bodies(&taken), ["a"]);
-    assert!(!taken[0].needs_mark, "no crash was counted");
+    assert_eq!(crash_count(&path).await, 0);
     let mut held = held.into_iter();
     let (a, b, c) = (held.next().expect("a"), held.next().expect("b"), held.next().expect("c"));
     // `a` runs elsewhere: it stays theirs. `b` waits: a success ends it. A failure of `c` changes nothing.
@@ -132,16 +152,15 @@ async fn a_worker_that_others_cannot_see_is_doubted_and_takes_the_crash_back() {
     let q = queue("q", &["t"]);
     let (one, mut first) = named(&path, "one", &q).await;
     publish(&one, "t", &["a"]).await;
-    let held = receive(&mut first, 1).await;
+    let held = begun_again(&mut first).await;
     beside(&path, FROZEN_OUT_OF_SIGHT).await;
     let (two, mut second) = named(&path, "two", &q).await;
     let taken = receive(&mut second, 1).await;
-    assert!(taken[0].needs_mark, "a crash was counted, in doubt");
-    assert_eq!(beside(&path, "SELECT sum(crashes) FROM record").await, 1);
+    assert_eq!(crash_count(&path).await, 1, "it is counted, in doubt");
     publish(&one, "t", &["b"]).await;
     let failed = settle(&first, held, &retry_at(Clock::System.now(), 2)).await;
     assert_eq!(failed, [Settled::Stale]);
-    assert_eq!(beside(&path, "SELECT sum(crashes) FROM record").await, 0);
+    assert_eq!(crash_count(&path).await, 0);
     drop(taken);
     two.close().await;
 }
@@ -211,7 +230,7 @@ async fn a_suspect_comes_as_soon_as_the_credit_allows_it() {
     let q = Queue { max_crashes: 2, ..queue("q", &["t"]) };
     let (one, mut first) = named(&path, "one", &q).await;
     publish(&one, "t", &["a"]).await;
-    let held = receive(&mut first, 1).await;
+    let held = begun_again(&mut first).await;
     beside(&path, KILLED).await;
     let (_two, mut second) = named(&path, "two", &q).await;
     let shy = Credit { suspect: false, ..credit(8) };
@@ -271,6 +290,26 @@ async fn a_lock_that_outlasts_every_lease_takes_no_job_away() {
     sqlx::query("COMMIT").execute(&mut holder).await.expect("gives it back");
     assert_eq!(settle(&first, held, &Disposition::Ack).await, [Settled::Stored, Settled::Stored]);
     assert_eq!(beside(&path, "SELECT count(*) FROM worker").await, 6);
+    for (broker, _) in others {
+        broker.close().await;
+    }
+}
+
+/// The lock was given back a moment ago, and who was kept from renewing has not done so yet.
+#[tokio::test]
+async fn who_has_just_come_takes_no_job_from_who_may_have_been_kept_from_renewing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("q.db");
+    let q = queue("q", &["t"]);
+    let (one, mut first) = named(&path, "one", &q).await;
+    publish(&one, "t", &["a"]).await;
+    let held = receive(&mut first, 1).await;
+    // Ran out a second ago.
+    beside(&path, "UPDATE worker SET lease = lease - 31000 WHERE name = 'one'").await;
+    let (two, mut second) = named(&path, "two", &q).await;
+    assert!(tokio::time::timeout(Duration::from_millis(600), second.source.receive(credit(8))).await.is_err());
+    assert_eq!(settle(&first, held, &Disposition::Ack).await, [Settled::Stored]);
+    two.close().await;
 }
 
 #[tokio::test]

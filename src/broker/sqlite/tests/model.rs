@@ -69,7 +69,8 @@ struct Job {
     line: Option<(bool, u8)>,
     place: Place,
     attempt: u32,
-    crashes: u32,
+    /// It came back unsettled.
+    back: bool,
 }
 
 #[derive(Default)]
@@ -91,13 +92,9 @@ impl Model {
         waits.filter(|(number, job)| first_of_its_line(**number, job)).map(|(number, _)| *number).collect()
     }
 
-    fn give_back(&mut self, worker: usize, crashed: bool) {
+    fn give_back(&mut self, worker: usize) {
         for job in self.jobs.values_mut().filter(|job| job.place == Place::Held(worker)) {
-            job.place = Place::Waits;
-            // Marks are not played here: ordered jobs and those that crashed before count only with one.
-            if crashed && !self.ordered && job.crashes == 0 {
-                job.crashes = 1;
-            }
+            (job.place, job.back) = (Place::Waits, true);
         }
     }
 }
@@ -139,7 +136,7 @@ async fn play(ordered: bool, steps: Vec<Step>) {
                 }
                 let line = key.map(|key| (enqueued, key));
                 seats[0].broker.publisher().publish(vec![publication]).await.pop().expect("one").expect("stored");
-                model.jobs.insert(number, Job { line, place, attempt: 1, crashes: 0 });
+                model.jobs.insert(number, Job { line, place, attempt: 1, back: false });
             }
             Step::Receive { worker, jobs } => {
                 let may = model.claimable();
@@ -154,7 +151,7 @@ async fn play(ordered: bool, steps: Vec<Step>) {
                     let job = model.jobs.get_mut(&number).expect("known");
                     assert_eq!(job.place, Place::Waits, "handed out twice");
                     assert_eq!(delivery.attempt().get(), job.attempt);
-                    assert_eq!(delivery.needs_mark, ordered || job.crashes > 0);
+                    assert_eq!(delivery.needs_mark, ordered || job.back || job.attempt > 1);
                     job.place = Place::Held(worker);
                     seats[worker].held.push(delivery);
                 }
@@ -175,7 +172,7 @@ async fn play(ordered: bool, steps: Vec<Step>) {
                     How::Release => Disposition::Release,
                     How::Drop => {
                         drop(delivery);
-                        job.place = Place::Waits;
+                        (job.place, job.back) = (Place::Waits, true);
                         // Behind the release in the writer's queue: when it is answered that is done.
                         seats[worker].broker.inspect().present(&[(q.name.clone(), 8)]).await.expect("works");
                         let left = || async { beside_held(&path, number).await == 0 };
@@ -188,7 +185,7 @@ async fn play(ordered: bool, steps: Vec<Step>) {
                 match how {
                     How::Ack => job.place = Place::Ended,
                     How::Dead => job.place = Place::Dead,
-                    How::Release | How::Drop => job.place = Place::Waits,
+                    How::Release | How::Drop => (job.place, job.back) = (Place::Waits, true),
                     How::RetryNow => (job.place, job.attempt) = (Place::Waits, job.attempt + 1),
                     How::RetryNever => (job.place, job.attempt) = (Place::Never, job.attempt + 1),
                 }
@@ -214,7 +211,7 @@ async fn play(ordered: bool, steps: Vec<Step>) {
                     assert!(matches!(settled[..], [Settled::Stale | Settled::Unconfirmed(_)]), "{settled:?}");
                 }
                 old.broker.close().await;
-                model.give_back(worker, killed);
+                model.give_back(worker);
             }
         }
     }
