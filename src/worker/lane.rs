@@ -423,8 +423,8 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
     }
 }
 
-/// Drives one attempt to its outcome and settles it. Ten thousand that wait each hold one of these, so it is kept
-/// small: arguments that an `async fn` takes by value lie in it twice.
+/// Drives one attempt to its outcome and settles it.
+#[expect(clippy::manual_async_fn, reason = "ten thousand wait in it: what an async fn takes by value lies there twice")]
 fn run(
     queue: Arc<Queue>,
     route: Arc<Route>,

@@ -57,6 +57,7 @@ impl Handed {
         account(queue, &self.kinds, &self.subjects, results, self.bytes, self.began);
     }
 
+    #[expect(clippy::manual_async_fn, reason = "what an async fn takes by value lies in its future twice")]
     fn answered(mut self, queue: Arc<Queue>) -> impl Future<Output = ()> + Send {
         async move {
             let results = (&mut self.answer).await;
