@@ -4,6 +4,8 @@
 
 FROM rust:1.95-bookworm AS build
 ARG FEATURES=sqlite,nats,kafka
+# s: small; 3: fast.
+ARG OPT_LEVEL=s
 # The build's tools leave nothing in the image: what the base's release has is right.
 # hadolint ignore=DL3008
 RUN apt-get update \
