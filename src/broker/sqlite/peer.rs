@@ -66,6 +66,11 @@ impl Peers {
         }
     }
 
+    /// Our renewal was refused, as on a full disk: nor could the others write, who try again at other times than we.
+    pub fn refused(&mut self, lease: Duration) {
+        self.patient_until = Some(Instant::now() + lease / 2);
+    }
+
     /// We have just come: others may have been kept from renewing until a moment ago.
     pub fn joined(&mut self, lease: Duration) {
         self.new_until = Some(Instant::now() + lease / 3);

@@ -397,7 +397,10 @@ impl Writer {
             }
             Ok(_) => {}
             // As long as our row is there the leases hold; somebody else must be able to write to remove it.
-            Err(_) => self.renew_at = Instant::now() + (self.lease / 10).min(BACKOFF.1),
+            Err(_) => {
+                self.peers.refused(self.lease);
+                self.renew_at = Instant::now() + (self.lease / 10).min(BACKOFF.1);
+            }
         }
         if self.worker.is_some() && self.peers.is_time() {
             self.visit_peers().await;
