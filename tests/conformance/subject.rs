@@ -216,8 +216,6 @@ impl Subject for Kafka {
     const FREEZES: bool = false;
     const NOTES_RELEASES: bool = false;
     const SHORT: bool = false;
-    /// A commit waits behind its member's join, which waits for the session of a dead member; others may die meanwhile.
-    const UNCONFIRMED: Duration = Duration::from_secs(30);
 
     fn fresh() -> Option<Self> {
         let proxy = crate::support::proxy::Proxy::to(0);

@@ -24,7 +24,7 @@ const ATTEMPTS: u32 = 4;
 const MIXED: [&str; 2] = ["mixed", "copy"];
 const KEYED: &str = "keyed";
 const KEYS: u64 = 24;
-/// The level that workers log at, for whoever looks for a cause: what they wrote is kept then where something is wrong.
+/// The level that workers log at, for whoever looks for a cause: what they wrote is kept then.
 const LOG: &str = "LEDGER_LOG";
 
 /// Long enough that a worker which the machine lets wait does not look frozen.
@@ -336,10 +336,10 @@ impl<S: Subject> Site<S> {
             // What is no line of the log is a panic.
             let odd = tails.iter().skip(1).flat_map(|tail| tail.lines()).filter(|line| !line.starts_with('{'));
             odd.for_each(|line| eprintln!("{line}"));
-            if std::env::var_os(LOG).is_some() {
-                let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a temporary folder"));
-                eprintln!("what the workers wrote is in {}", dir.keep().display());
-            }
+        }
+        if std::env::var_os(LOG).is_some() {
+            let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a temporary folder"));
+            eprintln!("what the workers wrote is in {}", dir.keep().display());
         }
         verdict
     }

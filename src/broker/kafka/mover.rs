@@ -16,7 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::super::{Settled, Trouble};
 use super::context::Context;
 use super::native::Wake;
-use super::partition::Snapshot;
+use super::partition::{Partition, Snapshot};
 use super::state::{Generation, Move, Shared};
 use super::topics::Ensure;
 use super::transaction::{Refusal, Transactor};
@@ -55,6 +55,10 @@ pub struct Mover {
     resting: Option<Instant>,
     /// So many moves go one by one, because one of them failed in company.
     singly: usize,
+    /// Transactions are denied: offsets are not committed here.
+    denied: bool,
+    /// Partitions whose first commit was made here.
+    opened: Vec<(Arc<str>, i32)>,
 }
 
 impl Mover {
@@ -64,23 +68,39 @@ impl Mover {
         let results = Results::default();
         let carrier = Carrier { transactor, ensure, results: results.clone(), wake };
         std::thread::Builder::new().name("kafka-moves".to_owned()).spawn(move || carrier.run(&receiver))?;
-        Ok(Self { sender: Some(sender), results, busy: false, resting: None, singly: 0 })
+        let (busy, resting, singly, denied, opened) = (false, None, 0, false, Vec::new());
+        Ok(Self { sender: Some(sender), results, busy, resting, singly, denied, opened })
     }
 
-    /// Takes what has ended, and sends what waits, unless a commit is on its way.
-    pub fn step(&mut self, shared: &Shared, consumer: &BaseConsumer<Context>, limit: usize, committing: bool) {
+    /// Partitions whose first commit was made here since the last call.
+    pub fn take_opened(&mut self) -> Vec<(Arc<str>, i32)> {
+        std::mem::take(&mut self.opened)
+    }
+
+    /// Takes what has ended, and sends what waits, unless a commit is on its way. With `all` that is every partition
+    /// which has something to commit, moves or none; it tells whether a commit is a partition's last. Says whether
+    /// something was sent.
+    pub fn step(
+        &mut self,
+        shared: &Shared,
+        consumer: &BaseConsumer<Context>,
+        limit: usize,
+        committing: bool,
+        all: Option<&dyn Fn(&Partition) -> bool>,
+    ) -> bool {
+        let all = all.filter(|_| !self.denied);
         let ended = self.results.lock().take();
         if let Some((work, ended)) = ended {
             self.busy = false;
             self.end(shared, work, ended);
         }
         if self.busy || committing || self.resting.is_some_and(|until| Instant::now() < until) {
-            return;
+            return false;
         }
         self.resting = None;
         let mut state = shared.state.lock();
-        if state.moves.is_empty() {
-            return;
+        if state.moves.is_empty() && all.is_none() {
+            return false;
         }
         let most = if self.singly > 0 { 1 } else { MOVES };
         let count = state.moves.len().min(most);
@@ -101,10 +121,12 @@ impl Mover {
         let mut snapshots = Vec::new();
         for (id, partition) in &mut state.partitions {
             let moved: Vec<i64> = moves.iter().filter(|m| m.partition == *id).map(Move::offset).collect();
-            if moved.is_empty() {
-                continue;
-            }
-            let snapshot = partition.snapshot(limit, &moved, false);
+            let last = match all {
+                Some(last) if moved.is_empty() && partition.dirty() => last(partition),
+                _ if moved.is_empty() => continue,
+                _ => false,
+            };
+            let snapshot = partition.snapshot(limit, &moved, last);
             partition.frozen = true;
             let mut element = offsets.add_partition(&partition.topic, partition.number);
             // Offsets are never negative.
@@ -113,8 +135,8 @@ impl Mover {
             snapshots.push((*id, snapshot));
         }
         drop(state);
-        if moves.is_empty() {
-            return;
+        if snapshots.is_empty() {
+            return false;
         }
         let work = Work { moves, snapshots, offsets, generation: consumer.group_metadata() };
         if let Some(sender) = &self.sender
@@ -122,16 +144,23 @@ impl Mover {
         {
             self.busy = true;
         }
+        self.busy
     }
 
     fn end(&mut self, shared: &Shared, work: Work, ended: Ended) {
         let mut state = shared.state.lock();
         let stored = !matches!(ended, Ended::Failed(_));
+        self.denied |= matches!(ended, Ended::Written);
         for (id, snapshot) in &work.snapshots {
             let Some(partition) = state.partitions.get_mut(id) else { continue };
             partition.frozen = false;
             match ended {
-                Ended::Committed => partition.confirmed(snapshot),
+                Ended::Committed => {
+                    if !partition.opened {
+                        self.opened.push((partition.topic.clone(), partition.number));
+                    }
+                    partition.confirmed(snapshot);
+                }
                 Ended::Written | Ended::Failed(_) => partition.refused(),
             }
         }

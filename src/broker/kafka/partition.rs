@@ -608,7 +608,7 @@ impl Partition {
 
     /// Everything that was settled is confirmed.
     pub fn settled(&self) -> bool {
-        self.waiters.is_empty() && self.moving.is_empty() && !self.dirty
+        self.waiters.is_empty() && self.moving.is_empty() && !self.dirty && !self.frozen
     }
 
     /// A commit did not get through: it is sent again.

@@ -25,6 +25,10 @@ use crate::message::{Binding, record};
 
 /// Commits are at most this far behind.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
+/// A commit that has no answer after so long waits behind our own member's join, which waits for as long as a dead
+/// member's session lasts: brokers answer the requests of one connection one after the other. Until it is answered the
+/// mover commits, whose connections are its own.
+const STALLED: Duration = Duration::from_millis(400);
 /// So long a partition is full before the broker is told to send nothing.
 const PAUSE_AFTER: Duration = Duration::from_secs(2);
 /// Reading goes back at most so often.
@@ -87,6 +91,15 @@ struct Drain {
     deadline: Instant,
 }
 
+/// A commit on its way.
+struct Flight {
+    snapshots: Vec<(u64, Snapshot)>,
+    since: Instant,
+    /// It was given up: what it says is committed otherwise meanwhile. Where its answer comes after all, it may have
+    /// put back what was committed since, so that all of it is committed once more.
+    stalled: bool,
+}
+
 struct Running {
     setup: Poll,
     consumer: Rc<BaseConsumer<Context>>,
@@ -98,7 +111,7 @@ struct Running {
     drains: Vec<Drain>,
     /// Partitions whose log no longer has what is to be read next.
     moved: Vec<(String, i32)>,
-    in_flight: Option<(Vec<(u64, Snapshot)>, Instant)>,
+    in_flight: Option<Flight>,
     last_commit: Instant,
     failing_since: Option<Instant>,
     connected: bool,
@@ -181,9 +194,7 @@ impl Running {
             let (any, due) = {
                 let mut state = self.setup.shared.state.lock();
                 let promoted = state.promote(self.setup.shared.clock.now());
-                if (state.stopping && state.in_hand() == 0 && state.settled() && self.in_flight.is_none())
-                    || state.closing
-                {
+                if (state.stopping && state.in_hand() == 0 && state.settled() && !self.committing()) || state.closing {
                     return;
                 }
                 if state.stopping {
@@ -208,8 +219,11 @@ impl Running {
         if let Some(due) = due {
             wait = wait.min(state::until(&self.setup.shared.clock, due));
         }
-        if self.setup.shared.state.lock().partitions.values().any(Partition::dirty) && self.in_flight.is_none() {
+        if self.setup.shared.state.lock().partitions.values().any(Partition::dirty) && !self.committing() {
             wait = wait.min(COMMIT_EVERY.saturating_sub(self.last_commit.elapsed()));
+        }
+        if let Some(flight) = self.in_flight.as_ref().filter(|flight| !flight.stalled) {
+            wait = wait.min(STALLED.saturating_sub(flight.since.elapsed()));
         }
         if !self.drains.is_empty() || !self.pending.is_empty() || !self.moved.is_empty() {
             wait = wait.min(Duration::from_millis(20));
@@ -295,7 +309,7 @@ impl Running {
             let mut all = drain.partitions.iter();
             let storing = all.any(|(topic, number)| state.at(topic, *number).is_some_and(|p| p.storing()));
             let given_up = now >= drain.deadline && !storing || now >= drain.deadline + STORE;
-            if !lost && (self.in_flight.is_some() && now < drain.deadline + STORE || !through && !given_up) {
+            if !lost && (self.committing() && now < drain.deadline + STORE || !through && !given_up) {
                 drop(state);
                 left.push(drain);
                 continue;
@@ -430,7 +444,7 @@ impl Running {
     /// Takes the result of the commit on its way, and sends the next where one is due.
     fn commit(&mut self) {
         while let Some(results) = self.commits.poll() {
-            let Some((snapshots, _)) = self.in_flight.take() else { continue };
+            let Some(Flight { snapshots, stalled, .. }) = self.in_flight.take() else { continue };
             let shared = self.setup.shared.clone();
             let mut state = shared.state.lock();
             let mut failed = None;
@@ -441,6 +455,7 @@ impl Running {
                     .find(|result| result.partition == partition.number && *result.topic == *partition.topic)
                     .map_or(Err(RDKafkaErrorCode::Unknown), |result| result.result);
                 match result {
+                    Ok(()) if stalled => partition.refused(),
                     Ok(()) => {
                         let first = !partition.opened;
                         partition.confirmed(&snapshot);
@@ -477,9 +492,16 @@ impl Running {
             drop(state);
             self.setup.shared.arrived.notify_one();
         }
-        if let Some((_, since)) = &self.in_flight {
-            if since.elapsed() > Duration::from_secs(5) && since.elapsed() < Duration::from_secs(6) {
-                tracing::debug!(group = self.setup.work, "a commit hangs");
+        if let Some(flight) = &mut self.in_flight {
+            if !flight.stalled && flight.since.elapsed() >= STALLED {
+                flight.stalled = true;
+                tracing::debug!(group = self.setup.work, "a commit hangs; the mover commits until it is answered");
+                let mut state = self.setup.shared.state.lock();
+                for (id, _) in &flight.snapshots {
+                    if let Some(partition) = state.partitions.get_mut(id) {
+                        partition.refused();
+                    }
+                }
             }
             return;
         }
@@ -503,12 +525,7 @@ impl Running {
             if !partition.dirty() {
                 continue;
             }
-            let last = partition.phase == Phase::Draining
-                && (partition.in_hand() == 0
-                    || self.drains.iter().any(|drain| {
-                        now >= drain.deadline
-                            && drain.partitions.iter().any(|(t, n)| *n == partition.number && **t == *partition.topic)
-                    }));
+            let last = leaves(&self.drains, partition, now);
             let snapshot = partition.snapshot(self.metadata_limit, &[], last);
             let mut element = list.add_partition(&partition.topic, partition.number);
             // Offsets are never negative.
@@ -522,7 +539,7 @@ impl Running {
         }
         self.last_commit = now;
         match self.commits.send(&list) {
-            Ok(()) => self.in_flight = Some((snapshots, now)),
+            Ok(()) => self.in_flight = Some(Flight { snapshots, since: now, stalled: false }),
             Err(error) => {
                 tracing::debug!(%error, "a commit could not be sent");
                 let mut state = self.setup.shared.state.lock();
@@ -535,8 +552,23 @@ impl Running {
         }
     }
 
+    /// Whether a commit is on its way whose answer is waited for.
+    fn committing(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|flight| !flight.stalled)
+    }
+
     fn move_records(&mut self) {
-        self.setup.mover.step(&self.setup.shared, &self.consumer, self.metadata_limit, self.in_flight.is_some());
+        let now = Instant::now();
+        let last = |partition: &Partition| leaves(&self.drains, partition, now);
+        let committing = self.committing();
+        let all = self.in_flight.is_some() && !committing && self.last_commit.elapsed() >= COMMIT_EVERY;
+        let (shared, limit) = (&self.setup.shared, self.metadata_limit);
+        if self.setup.mover.step(shared, &self.consumer, limit, committing, all.then_some(&last)) {
+            self.last_commit = now;
+        }
+        for (topic, number) in self.setup.mover.take_opened() {
+            began(&mut self.setup, &topic, number);
+        }
     }
 
     /// Commits what is through, and leaves the group. What hangs is left behind: the process must go on.
@@ -553,7 +585,7 @@ impl Running {
             self.last_commit = Instant::now() - COMMIT_EVERY;
             self.commit();
             self.move_records();
-            if self.in_flight.is_none() && !self.setup.shared.state.lock().partitions.values().any(Partition::storing) {
+            if !self.committing() && !self.setup.shared.state.lock().partitions.values().any(Partition::storing) {
                 break;
             }
             std::thread::park_timeout(Duration::from_millis(5));
@@ -582,6 +614,14 @@ impl Running {
         }
         setup.shared.arrived.notify_one();
     }
+}
+
+/// Whether a commit now is the partition's last: its work is through, or its time is.
+fn leaves(drains: &[Drain], partition: &Partition, now: Instant) -> bool {
+    let over = |drain: &Drain| {
+        now >= drain.deadline && drain.partitions.iter().any(|(t, n)| *n == partition.number && **t == *partition.topic)
+    };
+    partition.phase == Phase::Draining && (partition.in_hand() == 0 || drains.iter().any(over))
 }
 
 /// Notes that offsets of a topic are committed from now on, and whether it has more partitions than it had.
