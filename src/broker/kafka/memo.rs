@@ -1,7 +1,8 @@
 //! What a commit says beside the offset: the metadata that the next owner of a partition reads.
 //!
 //! `windlass1:` and base64 of: a checksum, the offset that it belongs to, flags, runs of what is finished above that
-//! offset, the retries that wait in place, and the starts that were stored. At most 4,096 characters, which is what a
+//! offset, the retries that wait in place, and the starts that were stored; then `;` and who wrote it.
+//! At most 4,096 characters, which is what a
 //! broker takes by default (`offset.metadata.max.bytes`). Metadata of others is ignored; of ours, what is torn or
 //! belongs to another offset is not believed: the records then run again.
 
@@ -44,6 +45,8 @@ pub struct Started {
 /// What the next owner must know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memo {
+    /// Who wrote it: a member of the group that gets its own back has not died in between. 0: nobody knows.
+    pub owner: u32,
     /// The owner left in good order: nothing was running.
     pub clean: bool,
     /// Starts below this offset are stored before they begin; 0: none.
@@ -71,7 +74,8 @@ impl Memo {
     /// Writes it for a commit of `offset` in at most `limit` characters. Retries and starts come first: they are few
     /// and bounded by their owner; of what is finished, as much as fits from below. A limit of 0 writes nothing.
     pub fn write(&self, offset: i64, limit: usize) -> Written {
-        let room = limit.min(LIMIT).saturating_sub(MARK.len()) / 4 * 3;
+        let owner = format!(";{}", self.owner);
+        let room = limit.min(LIMIT).saturating_sub(MARK.len() + owner.len()) / 4 * 3;
         let mut head = Vec::with_capacity(64);
         put(&mut head, offset as u64);
         head.push(u8::from(self.clean));
@@ -104,18 +108,21 @@ impl Memo {
         bytes.append(&mut head);
         bytes.push(form);
         bytes.extend(body);
-        let sum = checksum(&bytes[4..]);
+        let sum = checksum(&bytes[4..]) ^ scattered(self.owner);
         bytes[..4].copy_from_slice(&sum.to_le_bytes());
         let used = bytes.len() * 100 / room.max(1);
-        let text = format!("{MARK}{}", BASE64.encode(bytes));
+        let text = format!("{MARK}{}{owner}", BASE64.encode(bytes));
         Written { text, covers, used }
     }
 
     /// Reads what was committed with `offset`. `None`: nobody's, foreign, torn, or of another offset.
     pub fn read(text: &str, offset: i64) -> Option<Self> {
-        let bytes = BASE64.decode(text.strip_prefix(MARK)?).ok()?;
+        let text = text.strip_prefix(MARK)?;
+        let (text, owner) = text.split_once(';').unwrap_or((text, "0"));
+        let bytes = BASE64.decode(text).ok()?;
+        let owner = owner.parse().ok()?;
         let (sum, rest) = bytes.split_first_chunk::<4>()?;
-        if u32::from_le_bytes(*sum) != checksum(rest) {
+        if u32::from_le_bytes(*sum) != checksum(rest) ^ scattered(owner) {
             return None;
         }
         let mut rest = rest;
@@ -123,7 +130,7 @@ impl Memo {
             return None;
         }
         let (flags, mut rest) = rest.split_first()?;
-        let mut memo = Self { clean: flags & 1 == 1, ..Self::default() };
+        let mut memo = Self { owner, clean: flags & 1 == 1, ..Self::default() };
         let guarded = get(&mut rest)? as i64;
         memo.guarded_to = if guarded > 0 { offset.checked_add(guarded)? } else { 0 };
         let mut last = offset;
@@ -145,6 +152,11 @@ impl Memo {
         memo.finished = read_spans(*form, rest, offset)?;
         Some(memo)
     }
+}
+
+/// What an owner adds to the checksum: of each another, and of nobody nothing, as before owners were written.
+fn scattered(owner: u32) -> u32 {
+    owner.wrapping_mul(0x9e37_79b1)
 }
 
 const NONE: u8 = 0;
@@ -290,7 +302,7 @@ mod tests {
                     })
                     .collect();
                 let guarded_to = if guarded == 0 { 0 } else { offset + guarded };
-                Memo { clean, guarded_to, finished, waiting, started }
+                Memo { owner: guarded_to as u32, clean, guarded_to, finished, waiting, started }
             },
         )
     }

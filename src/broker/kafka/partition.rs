@@ -73,6 +73,7 @@ pub struct Partition {
     pub phase: Phase,
     /// Its first commit, which says that somebody works here, is confirmed: before that nothing is handed out.
     pub opened: bool,
+    owner: u32,
     first: Arc<Channel>,
     again: Arc<Channel>,
     window: Window,
@@ -138,6 +139,8 @@ pub struct Setup {
     pub committed: i64,
     /// What its last owner left.
     pub memo: Option<Memo>,
+    /// Who we are to those who come after us; never 0.
+    pub owner: u32,
     /// Whether keys are in order.
     pub ordered: bool,
     /// See [`Queue::max_crashes`](super::super::Queue::max_crashes).
@@ -147,7 +150,8 @@ pub struct Setup {
 impl Partition {
     /// A partition that was just assigned.
     pub fn new(setup: Setup) -> Self {
-        let unclean = setup.memo.as_ref().is_some_and(|memo| !memo.clean);
+        // Whoever gets its own back has lost its session and not its life: what it ran has not crashed.
+        let unclean = setup.memo.as_ref().is_some_and(|memo| !memo.clean && memo.owner != setup.owner);
         let memo = setup.memo.unwrap_or_default();
         let last = memo.finished.iter().last().map_or(setup.committed, |(_, to)| to);
         let waiting = memo.waiting.into_iter().map(|waiting| (waiting.offset, (waiting, None, true))).collect();
@@ -170,6 +174,7 @@ impl Partition {
             lane: setup.first.lane,
             phase: Phase::Owned,
             opened: false,
+            owner: setup.owner,
             first: setup.first,
             again: setup.again,
             window: Window::new(setup.committed, memo.finished),

@@ -117,6 +117,8 @@ struct Running {
     connected: bool,
     metadata_limit: usize,
     next_id: u64,
+    /// Who we are to those who come after us.
+    owner: u32,
     batch: Batch,
 }
 
@@ -172,6 +174,7 @@ impl Poll {
             connected: false,
             metadata_limit: memo::LIMIT,
             next_id: 1,
+            owner: (uuid::Uuid::now_v7().as_u128() as u32).max(1),
             batch: Batch::new(READ),
         };
         running.work();

@@ -26,18 +26,31 @@ impl Leases for NoLease {
     }
 }
 
-const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+pub(super) const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
-fn partition(id: u64, committed: i64, memo: Option<Memo>, ordered: bool) -> Partition {
+pub(super) fn partition(id: u64, committed: i64, memo: Option<Memo>, ordered: bool) -> Partition {
+    of_lane(Lane::Fresh, id, committed, memo, ordered)
+}
+
+/// A partition of the queue's own topic.
+pub(super) fn retries(id: u64) -> Partition {
+    of_lane(Lane::Retry, id, 0, None, false)
+}
+
+fn of_lane(lane: Lane, id: u64, committed: i64, memo: Option<Memo>, ordered: bool) -> Partition {
     let place = Arc::new(Place {
         position: "kafka:t:0".to_owned(),
         source: "kafka://t".to_owned(),
         topic: Some("t".into()),
         binding: Binding::Kafka,
     });
-    let [first, again] = [Lane::Fresh, Lane::Retry]
-        .map(|lane| Arc::new(Channel { lane, place: place.clone(), leases: Arc::new(NoLease) }));
-    Partition::new(Setup { id, topic: "t".into(), number: 0, first, again, committed, memo, ordered, max_crashes: 3 })
+    let [first, again] =
+        [lane, Lane::Retry].map(|lane| Arc::new(Channel { lane, place: place.clone(), leases: Arc::new(NoLease) }));
+    let topic = if lane == Lane::Fresh { "t" } else { "work" };
+    // Each is another worker's, unless a test says otherwise.
+    let owner = id as u32;
+    let topic = topic.into();
+    Partition::new(Setup { id, topic, number: 0, first, again, committed, memo, owner, ordered, max_crashes: 3 })
 }
 
 /// The next owner, who knows what was committed and reads the log from there.
@@ -50,7 +63,7 @@ fn next_owner(id: u64, snapshot: &Snapshot, log: i64, ordered: bool) -> Partitio
     partition
 }
 
-fn read(partition: &mut Partition, offsets: std::ops::Range<i64>) {
+pub(super) fn read(partition: &mut Partition, offsets: std::ops::Range<i64>) {
     let records = offsets.map(|offset| Arrived {
         offset,
         at: NOW,
@@ -63,17 +76,17 @@ fn read(partition: &mut Partition, offsets: std::ops::Range<i64>) {
     partition.arrive(records, |_| None, |_| Ok(None), NOW);
 }
 
-fn commit(partition: &mut Partition) -> Snapshot {
+pub(super) fn commit(partition: &mut Partition) -> Snapshot {
     let snapshot = partition.snapshot(memo::LIMIT, &[], false);
     partition.confirmed(&snapshot);
     snapshot
 }
 
-fn open(partition: &mut Partition) -> Snapshot {
+pub(super) fn open(partition: &mut Partition) -> Snapshot {
     commit(partition)
 }
 
-fn hand(partition: &mut Partition, jobs: usize) -> Vec<Delivery> {
+pub(super) fn hand(partition: &mut Partition, jobs: usize) -> Vec<Delivery> {
     let mut into = Vec::new();
     let (mut bytes, mut suspect) = (1 << 20, true);
     let retries = partition.hand(Lane::Retry, jobs, &mut bytes, &mut suspect, &mut into);
@@ -81,7 +94,7 @@ fn hand(partition: &mut Partition, jobs: usize) -> Vec<Delivery> {
     into
 }
 
-fn offset(delivery: &Delivery) -> i64 {
+pub(super) fn offset(delivery: &Delivery) -> i64 {
     delivery.token.1 as i64
 }
 
@@ -94,7 +107,12 @@ fn ack(partition: &mut Partition, delivery: Delivery) -> tokio::sync::oneshot::R
     receiver
 }
 
-fn again(partition: &mut Partition, delivery: Delivery, attempt: u32, due: Timestamp) {
+/// The same where nobody asks whether it is stored.
+pub(super) fn finish(partition: &mut Partition, delivery: Delivery) {
+    drop(ack(partition, delivery));
+}
+
+pub(super) fn again(partition: &mut Partition, delivery: Delivery, attempt: u32, due: Timestamp) {
     let (batch, _) = Batch::new(1);
     let at = offset(&delivery);
     let (mut delivery, _) = delivery.settle(Disposition::Release).take();
@@ -188,6 +206,24 @@ fn the_job_that_ran_at_each_death_is_condemned_and_the_one_beside_it_is_not() {
     }
     assert_eq!(deaths, 4, "the first is not counted: nothing was marked");
     assert_eq!(committed.offset, 7);
+}
+
+#[test]
+fn who_gets_its_own_back_after_its_session_was_lost_has_not_crashed() {
+    let mut owner = partition(1, 0, None, false);
+    read(&mut owner, 0..4);
+    open(&mut owner);
+    for _ in 0..6 {
+        let taken = hand(&mut owner, 1);
+        assert!(!taken[0].suspect && !taken[0].condemned && !taken[0].needs_mark);
+        owner.start(0);
+        let committed = commit(&mut owner);
+        // The same worker: it is another assignment, and no other life.
+        let memo = Memo::read(&committed.metadata, committed.offset);
+        owner = partition(1, committed.offset, memo, false);
+        read(&mut owner, 0..4);
+        open(&mut owner);
+    }
 }
 
 #[test]

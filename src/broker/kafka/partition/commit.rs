@@ -42,7 +42,7 @@ impl Partition {
         let started = started.collect();
         let clean = last;
         let guarded_to = if self.guarded_to > offset { self.guarded_to } else { 0 };
-        let memo = Memo { clean, guarded_to, finished, waiting, started };
+        let memo = Memo { owner: self.owner, clean, guarded_to, finished, waiting, started };
         let written = memo.write(offset, limit.min(memo::LIMIT));
         // Where the broker takes next to none, there is nothing to wait for.
         self.used = if self.window.open() == 0 || limit < LEAST { 0 } else { written.used };

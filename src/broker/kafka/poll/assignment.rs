@@ -64,6 +64,7 @@ impl Running {
                 again,
                 committed: offset,
                 memo,
+                owner: self.owner,
                 ordered: self.setup.shared.ordered,
                 max_crashes: self.setup.max_crashes,
             }));
