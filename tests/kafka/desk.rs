@@ -133,6 +133,42 @@ impl Desk {
         consumer.fetch_watermarks(topic, partition, SOON).ok()
     }
 
+    /// What the group of a queue has committed of each partition of a topic.
+    pub fn committed(&self, queue: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
+        use rdkafka::consumer::Consumer as _;
+        let group = format!("{}.{queue}", self.namespace);
+        let consumer: rdkafka::consumer::BaseConsumer = self.client().set("group.id", group).create().unwrap();
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_range(topic, 0, partitions - 1);
+        let committed = consumer.committed_offsets(list, SOON).unwrap();
+        let offset = |offset| if let rdkafka::Offset::Offset(offset) = offset { Some(offset) } else { None };
+        committed.elements().iter().map(|element| offset(element.offset())).collect()
+    }
+
+    /// The names that the broker gave to the members of a queue's group.
+    pub fn members(&self, queue: &str) -> Vec<String> {
+        use rdkafka::consumer::Consumer as _;
+        let group = format!("{}.{queue}", self.namespace);
+        let consumer: rdkafka::consumer::BaseConsumer = self.client().set("group.id", "members").create().unwrap();
+        let list = consumer.fetch_group_list(Some(&group), SOON).unwrap();
+        let members = list.groups().iter().flat_map(|group| group.members());
+        let mut names: Vec<String> = members.map(|member| member.id().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// How many partitions each member of a queue's group owns, ascending.
+    pub fn owned(&self, queue: &str) -> Vec<usize> {
+        use rdkafka::consumer::Consumer as _;
+        let group = format!("{}.{queue}", self.namespace);
+        let consumer: rdkafka::consumer::BaseConsumer = self.client().set("group.id", "members").create().unwrap();
+        let list = consumer.fetch_group_list(Some(&group), SOON).unwrap();
+        let members = list.groups().iter().flat_map(|group| group.members());
+        let mut owned: Vec<usize> = members.map(|member| partitions(member.assignment().unwrap_or_default())).collect();
+        owned.sort_unstable();
+        owned
+    }
+
     /// Creates a topic as another tool would, with these settings.
     pub async fn create(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
         use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -220,4 +256,18 @@ pub async fn nothing_within(opened: &mut Opened, time: Duration) -> bool {
             Ok(_) => return false,
         }
     }
+}
+
+/// The partitions in a member's assignment: version, then topics, each with a name and its partitions.
+fn partitions(assignment: &[u8]) -> usize {
+    let number = |at: usize, size: usize| {
+        assignment.get(at..at + size).map_or(0, |bytes| bytes.iter().fold(0, |all, byte| all << 8 | usize::from(*byte)))
+    };
+    let (mut at, mut count) = (6, 0);
+    for _ in 0..number(2, 4) {
+        at += 2 + number(at, 2);
+        count += number(at, 4);
+        at += 4 + 4 * number(at, 4);
+    }
+    count
 }

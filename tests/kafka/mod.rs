@@ -19,3 +19,5 @@ mod delay;
 mod loss;
 
 mod security;
+
+mod modes;

@@ -145,6 +145,8 @@ impl Settings {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
+            // Of no meaning to it, but `max.poll.interval.ms` may not be less, which a user may have set.
+            .set("session.timeout.ms", "6000")
             .set("queued.max.messages.kbytes", "4096")
             .set("enable.partition.eof", "true");
         config

@@ -29,8 +29,9 @@ const COMMIT_EVERY: Duration = Duration::from_millis(100);
 /// member's session lasts: brokers answer the requests of one connection one after the other. Until it is answered the
 /// mover commits, whose connections are its own.
 const STALLED: Duration = Duration::from_millis(400);
-/// So long a partition is full before the broker is told to send nothing.
-const PAUSE_AFTER: Duration = Duration::from_secs(2);
+/// So long a partition is full before the broker is told to send nothing. What is not read is not fetched either; a
+/// pause frees what was read ahead, and has it fetched again: where jobs are slow it must be rare.
+const PAUSE_AFTER: Duration = Duration::from_secs(10);
 /// Reading goes back at most so often.
 const SEEK_EVERY: Duration = Duration::from_secs(1);
 /// Records a read.
@@ -349,7 +350,7 @@ impl Running {
                 let mut state = shared.state.lock();
                 let Some(partition) = state.partitions.get_mut(id) else { continue };
                 let room = partition.room(records, bytes);
-                let again = room >= records / 2 || partition.reread_from().is_some();
+                let again = partition.room(records, bytes / 2) >= records / 2 || partition.reread_from().is_some();
                 partition.full = room == 0 || seat.paused && !again;
                 (room, again)
             };

@@ -247,7 +247,7 @@ impl State {
         let (records, bytes) = self.read_ahead();
         let mut any = false;
         for partition in self.partitions.values_mut().filter(|partition| partition.full) {
-            partition.full = partition.room(records, bytes) < records / 2;
+            partition.full = partition.room(records, bytes / 2) < records / 2;
             any |= !partition.full;
         }
         any
@@ -318,6 +318,7 @@ mod tests {
             again,
             committed: 0,
             memo: None,
+            owner: 1,
             ordered: false,
             max_crashes: 3,
         });
