@@ -5,7 +5,7 @@
 
 /// The bugs that can be chosen, and what each does.
 #[cfg(feature = "seeded-bugs")]
-const BUGS: [(&str, &str); 26] = [
+const BUGS: [(&str, &str); 30] = [
     ("ack-before-run", "a job is acknowledged when it starts"),
     ("success-without-run", "one job in twenty is acknowledged and not run"),
     ("release-before-run", "a job is given back when it starts, and runs on"),
@@ -32,6 +32,10 @@ const BUGS: [(&str, &str); 26] = [
     ("due-early", "SQLite hands out what is due within half a second"),
     ("given-back-dropped", "SQLite forgets what is given back"),
     ("letter-of-event", "NATS names a dead letter by its event alone"),
+    ("watermark-highest", "Kafka commits up to the highest that arrived"),
+    ("epoch-forgotten", "Kafka takes what a lost assignment says for what the present one has at that offset"),
+    ("commit-after-revocation", "Kafka keeps a partition that was given back, and commits it"),
+    ("letter-before-stored", "Kafka counts a job as finished before its dead letter is stored"),
 ];
 
 /// Milliseconds by which the machine's wall clock is wrong: a step that concerns one process' tests only.

@@ -64,6 +64,9 @@ mod yardstick;
 #[cfg(test)]
 mod takeover;
 
+#[cfg(test)]
+mod modes;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -121,6 +121,9 @@ impl KafkaSettler {
                             continue;
                         }
                         urgent = true;
+                        if crate::seeded::bug("letter-before-stored") {
+                            partition.end_move(offset);
+                        }
                         let id = partition.id;
                         let channel = delivery.channel.clone();
                         let origin = Origin { place: &channel.place, seq: delivery.seq, at: delivery.at };

@@ -106,6 +106,9 @@ impl State {
 
     /// Removes a partition that went away; what still runs of it may join when it comes back.
     pub fn remove(&mut self, id: u64) {
+        if crate::seeded::bug("commit-after-revocation") {
+            return;
+        }
         let Some(partition) = self.partitions.remove(&id) else { return };
         self.rotation.retain(|other| *other != id);
         let place = (partition.topic.clone(), partition.number);
@@ -139,6 +142,9 @@ impl State {
         let offset = token.1 as i64;
         if self.partitions.contains_key(&token.0) {
             return self.partitions.get_mut(&token.0);
+        }
+        if crate::seeded::bug("epoch-forgotten") {
+            return self.partitions.values_mut().find(|partition| partition.owns(offset));
         }
         self.partitions.values_mut().find(|partition| partition.runs_as(offset) == Some(token.0))
     }
