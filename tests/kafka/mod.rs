@@ -21,3 +21,5 @@ mod loss;
 mod security;
 
 mod modes;
+
+mod tls;

@@ -38,7 +38,7 @@ impl Kafka {
     }
 
     /// So many brokers, each with further lines of `server.properties`. A later line wins over an earlier one;
-    /// `PORT` in a line stands for the node's client port.
+    /// `CONTROLLER_AT` in a line stands for the node's controller port, `PORT` for that of its clients.
     pub fn with(nodes: usize, extra: &str) -> Option<Self> {
         Self::formatted(nodes, extra, &[])
     }
@@ -61,7 +61,7 @@ impl Kafka {
             let (id, port) = (index + 1, port::free());
             let home = dir.path().join(format!("k{id}"));
             std::fs::create_dir(&home).expect("a temporary folder");
-            let extra = extra.replace("PORT", &port.to_string());
+            let extra = extra.replace("CONTROLLER_AT", &controller.to_string()).replace("PORT", &port.to_string());
             let text = format!(
                 "process.roles=broker,controller\nnode.id={id}\ncontroller.quorum.voters={voters}\n\
                  listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\

@@ -38,6 +38,8 @@ pub struct Context {
     down: Mutex<Option<Instant>>,
     /// What a person must change: a wrong password, a certificate that is not trusted.
     refused: Mutex<Option<String>>,
+    /// What a person might look at where nobody answers.
+    hint: Mutex<Option<&'static str>>,
     token_command: Option<String>,
 }
 
@@ -60,6 +62,11 @@ impl Context {
     /// Whether no broker answers.
     pub fn is_down(&self) -> bool {
         self.down.lock().is_some_and(|said| said.elapsed() < Duration::from_secs(3))
+    }
+
+    /// What a person might look at where nobody answers.
+    pub fn hint(&self) -> Option<&'static str> {
+        *self.hint.lock()
     }
 
     /// What a person must change, if something was found.
@@ -91,6 +98,17 @@ impl ClientContext for Context {
             }
             Some(RDKafkaErrorCode::SSL) => {
                 *self.refused.lock() = Some(format!("no TLS connection: {}", plain(reason)));
+            }
+            // With TLS 1.3 the broker judges our certificate when the handshake is over already on our side.
+            Some(RDKafkaErrorCode::BrokerTransportFailure) if reason.contains("SSL alert") => {
+                *self.refused.lock() = Some(format!(
+                    "no TLS connection: the broker does not take our certificate (kafka.tls.cert_file and key_file): {}",
+                    plain(reason)
+                ));
+            }
+            // A broker that goes away just then looks the same.
+            Some(RDKafkaErrorCode::BrokerTransportFailure) if reason.contains("connecting to a SSL listener") => {
+                *self.hint.lock() = Some("it may want TLS: write kafka+tls:// and not kafka://");
             }
             _ => {}
         }

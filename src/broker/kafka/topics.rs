@@ -118,8 +118,11 @@ impl Topics {
             }
             let metadata = this.admin.inner().fetch_metadata(None, this.timeout);
             let metadata = metadata.map_err(|error| match refused(&this.settings) {
-                Some(why) => Error::Refused(format!("{why} ({})", this.settings.shown)),
-                None => this.error("read the cluster's metadata", &error),
+                (Some(why), _) => Error::Refused(format!("{why} ({})", this.settings.shown)),
+                (None, hint) => match (this.error("read the cluster's metadata", &error), hint) {
+                    (Error::Unavailable(text), Some(hint)) => Error::Unavailable(format!("{text}; {hint}")),
+                    (error, _) => error,
+                },
             })?;
             let mut cluster = Cluster { brokers: metadata.brokers().len(), ..Cluster::default() };
             for topic in metadata.topics() {
@@ -282,10 +285,13 @@ impl Topics {
 
 /// What a person must change before a broker lets us in, if that is why it does not answer. An admin client hears
 /// nothing of it; a consumer that is polled does. Blocks.
-fn refused(settings: &Settings) -> Option<String> {
+fn refused(settings: &Settings) -> (Option<String>, Option<&'static str>) {
     use rdkafka::consumer::{BaseConsumer, Consumer};
     let context = Context::new(settings.token_command());
-    let consumer: BaseConsumer<Context> = settings.reader("_").create_with_context(context).ok()?;
+    let consumer: BaseConsumer<Context> = match settings.reader("_").create_with_context(context) {
+        Ok(consumer) => consumer,
+        Err(_) => return (None, None),
+    };
     consumer.context().close();
     // What it answers is known; what it says beside that comes by the context.
     let _ = consumer.fetch_metadata(None, HEAR);
@@ -293,7 +299,7 @@ fn refused(settings: &Settings) -> Option<String> {
     while Instant::now() < until && consumer.context().refused().is_none() {
         drop(consumer.poll(Duration::from_millis(50)));
     }
-    consumer.context().refused()
+    (consumer.context().refused(), consumer.context().hint())
 }
 
 /// Sees to it that a topic of ours is there, from a thread outside of the runtime.
