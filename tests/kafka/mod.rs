@@ -22,4 +22,8 @@ mod security;
 
 mod modes;
 
+mod storm;
+
+mod protocol;
+
 mod tls;
