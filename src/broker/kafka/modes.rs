@@ -10,10 +10,13 @@ use tokio::sync::Notify;
 use super::super::{Credit, Delivery, Disposition, Lane, Settled, Settler};
 use super::partition::Partition;
 use super::settle::KafkaSettler;
-use super::state::{READ_AHEAD, READ_AHEAD_BYTES, Shared, State};
+use super::state::{Shared, State};
 use super::takeover::{NOW, again, commit, finish, hand, offset, open, partition, read, retries};
 use crate::message::{Attempt, Failure, JobName, Namespace, QueueName, Reason};
 use crate::time::Clock;
+
+/// Records and bytes that one partition may hold.
+const ROOM: (usize, usize) = (16_384, 16 << 20);
 
 /// A partition that hands out `0..count`.
 fn opened(mut partition: Partition, count: i64) -> Partition {
@@ -79,7 +82,7 @@ fn mode_8_partitions_that_come_while_the_pool_is_full_hand_out_nothing_and_are_r
     state.add(opened(partition(1, 0, None, false), 100));
     assert_eq!(state.hand(credit(10)).len(), 10);
     // The pool is full: it asks for nothing. Partitions come, as many as there are.
-    let (records, bytes) = (READ_AHEAD / 8, READ_AHEAD_BYTES / 8);
+    let (records, bytes) = (2_048, 2 << 20);
     for id in 2..=8 {
         let mut partition = partition(id, 0, None, false);
         assert_eq!(partition.room(records, bytes), records);
@@ -89,7 +92,7 @@ fn mode_8_partitions_that_come_while_the_pool_is_full_hand_out_nothing_and_are_r
         state.add(partition);
     }
     assert!(state.hand(credit(0)).is_empty());
-    assert!(state.buffered() <= READ_AHEAD);
+    assert!(state.partitions.values().map(Partition::buffered).sum::<usize>() <= 8 * records);
     assert_eq!(state.hand(credit(3)).len(), 3, "what is given is never more than was asked for");
 }
 
@@ -150,7 +153,7 @@ fn mode_19_one_slow_job_stops_its_own_partition_at_a_bound_and_no_other() {
     let mut slow = opened(partition(1, 0, None, false), 1);
     let head = hand(&mut slow, 1).remove(0);
     let (mut next, step) = (1, 8_192);
-    while slow.room(READ_AHEAD, READ_AHEAD_BYTES) > 0 {
+    while slow.room(ROOM.0, ROOM.1) > 0 {
         read(&mut slow, next..next + step);
         for delivery in hand(&mut slow, step as usize) {
             finish(&mut slow, delivery);
@@ -163,13 +166,13 @@ fn mode_19_one_slow_job_stops_its_own_partition_at_a_bound_and_no_other() {
     let snapshot = commit(&mut slow);
     assert_eq!(snapshot.offset, 0, "what is unfinished is never passed");
     let other = partition(2, 0, None, false);
-    assert!(other.room(READ_AHEAD, READ_AHEAD_BYTES) > 0, "others go on");
+    assert!(other.room(ROOM.0, ROOM.1) > 0, "others go on");
     state.add(slow);
     // Its end opens the window again.
     let slow = state.at("t", 0).expect("it is ours");
     finish(slow, head);
     assert_eq!(commit(slow).offset, next);
-    assert!(slow.room(READ_AHEAD, READ_AHEAD_BYTES) > 0);
+    assert!(slow.room(ROOM.0, ROOM.1) > 0);
 }
 
 /// Each of these says whether a promise is kept; the seeded bugs show that it can say no.
