@@ -22,6 +22,8 @@ mod security;
 
 mod modes;
 
+mod killed;
+
 mod storm;
 
 mod protocol;

@@ -1,0 +1,162 @@
+//! Workers that are cut off from the broker in the middle of something, for longer than their session: as dead to it as
+//! a killed one, and as wrong about what is theirs, when they come back, as a frozen one.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use windlass::broker::{Disposition, Letter, Settled};
+use windlass::message::{Failure, JobName, Reason};
+use windlass::time::Clock;
+
+use super::desk::{Desk, SOON, body, nothing_within, take};
+use crate::support::kafka::Kafka;
+use crate::support::proxy::{Cut, Proxy, Toward};
+use crate::support::{port, tool, wait};
+
+/// A broker that some reach directly, and some through a proxy.
+struct Site {
+    _kafka: Kafka,
+    proxy: Proxy,
+    direct: String,
+}
+
+impl Site {
+    fn new() -> Option<Self> {
+        let (proxy, cut) = (Proxy::to(0), port::free());
+        let lines = format!(
+            "listeners=PLAINTEXT://127.0.0.1:PORT,CUT://127.0.0.1:{cut},CONTROLLER://127.0.0.1:CONTROLLER_AT\n\
+             advertised.listeners=PLAINTEXT://127.0.0.1:PORT,CUT://{}\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,CUT:PLAINTEXT",
+            proxy.host()
+        );
+        let kafka = Kafka::with(1, &lines)?;
+        proxy.lead_to(cut);
+        let direct = kafka.url();
+        Some(Self { _kafka: kafka, proxy, direct })
+    }
+
+    /// In one namespace, who may be cut off and who may not.
+    fn desks(&self) -> [Desk; 2] {
+        let first = Desk::at(format!("kafka://{}", self.proxy.host()));
+        let mut second = first.again();
+        second.address = self.direct.clone();
+        [first, second]
+    }
+
+    /// Nobody comes through any more.
+    fn part(&self) {
+        self.proxy.refuse();
+        self.proxy.cut(Cut::Reset);
+    }
+}
+
+fn dead() -> Disposition {
+    let now = Clock::System.now();
+    Disposition::DeadLetter {
+        reason: Reason::Permanent,
+        failure: Failure::new("E", "no", now, now),
+        attempts: 1,
+        event_id: None,
+        job: JobName::new("q").unwrap(),
+    }
+}
+
+async fn letters(desk: &Desk) -> Vec<Letter> {
+    let broker = desk.connect().await;
+    let letters = broker.dead_letters().list(Default::default()).map(|letter| letter.unwrap()).collect().await;
+    broker.close().await;
+    letters
+}
+
+/// The bytes of a dead letter's transaction, to be cut at: registering, the record, the offsets, the end.
+fn bytes() -> Vec<u64> {
+    if tool::full() { (0..1_600).step_by(80).collect() } else { vec![150, 900] }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_cut_off_in_the_middle_of_a_move_and_comes_back_writes_nothing() {
+    let Some(site) = tokio::task::spawn_blocking(Site::new).await.unwrap() else { return };
+    for cut in bytes() {
+        let [mut one, mut two] = site.desks();
+        let queue = one.queue("q", &["a"]);
+        two.queue("q", &["a"]);
+        let first = one.connect().await;
+        one.publish(&first, "a", &[("1", None)]).await;
+        let mut opened = first.open(&queue).await.unwrap();
+        let delivery = take(&mut opened, 1).await.remove(0);
+        let before = site.proxy.counts().cut;
+        site.proxy.cut_after(Toward::Server, cut);
+        let settling = tokio::spawn(opened.settler.settle(vec![delivery.settle(dead())]));
+        wait::until_async("the move is cut", SOON, async || site.proxy.counts().cut > before).await;
+        site.part();
+        // It is somebody else's then, if it is still to be done.
+        let second = two.connect().await;
+        let mut other = second.open(&queue).await.unwrap();
+        wait::until_async("the other is the only member", SOON, async || two.members("q").len() == 1).await;
+        let again = tokio::time::timeout(SOON * 2, async {
+            loop {
+                if !letters(&two).await.is_empty() && nothing_within(&mut other, Duration::from_secs(1)).await {
+                    return None;
+                }
+                let got = tokio::time::timeout(Duration::from_secs(2), other.source.receive(super::desk::credit(1)));
+                if let Ok(got) = got.await
+                    && let Some(delivery) = got.unwrap().pop()
+                {
+                    return Some(delivery);
+                }
+            }
+        });
+        let again = again.await.expect("it is a dead letter, or comes again");
+        let came = again.is_some();
+        if let Some(delivery) = again {
+            assert_eq!(body(&delivery), "1");
+            let settled = other.settler.settle(vec![delivery.settle(dead())]).await;
+            assert_eq!(settled, [Settled::Stored]);
+        }
+        // The first comes back, still with what it was about to write.
+        site.proxy.pass();
+        let said = tokio::time::timeout(SOON * 4, settling).await.expect("it hears of it").unwrap();
+        let all = letters(&two).await;
+        eprintln!("cut after {cut}: it came again: {came}; the first heard {said:?}");
+        assert_eq!(all.len(), 1, "cut after {cut}: one failure is one letter; the first heard {said:?}");
+        assert!(!(came && said == [Settled::Stored]), "cut after {cut}: two say that it was theirs");
+        first.close().await;
+        second.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_ten_thousand_finished_above_the_watermark_at_most_one_in_a_hundred_runs_again() {
+    const ALL: usize = 10_000;
+    let Some(site) = tokio::task::spawn_blocking(Site::new).await.unwrap() else { return };
+    let [mut one, two] = site.desks();
+    let queue = one.queue("q", &["a"]);
+    one.create(&one.topic("a"), 1, &[]).await;
+    let first = one.connect().await;
+    let bodies: Vec<String> = (0..ALL).map(|number| number.to_string()).collect();
+    let batch: Vec<(&str, Option<&str>)> = bodies.iter().map(|body| (body.as_str(), None)).collect();
+    two.publish(&first, "a", &batch).await;
+    let mut opened = first.open(&queue).await.unwrap();
+    let taken = take(&mut opened, ALL).await;
+    // The head and some others are still running.
+    let (running, ended): (Vec<_>, Vec<_>) =
+        taken.into_iter().partition(|delivery| body(delivery).parse::<usize>().unwrap() % 500 == 0);
+    let settled = opened.settler.settle(ended.into_iter().map(|d| d.settle(Disposition::Ack)).collect()).await;
+    assert!(settled.iter().all(|one| *one == Settled::Stored));
+    site.part();
+    let second = two.connect().await;
+    let mut other = second.open(&queue).await.unwrap();
+    // Held, or they would come once more.
+    let mut held = take(&mut other, running.len()).await;
+    while let Ok(got) =
+        tokio::time::timeout(Duration::from_secs(2), other.source.receive(super::desk::credit(ALL))).await
+    {
+        held.extend(got.unwrap());
+    }
+    let again = held.len() - running.len();
+    drop(held);
+    assert!(again <= ALL / 100, "{again} of {ALL} came again");
+    second.close().await;
+    drop(running);
+    first.close().await;
+}
