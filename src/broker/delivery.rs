@@ -30,6 +30,12 @@ pub trait Leases: Send + Sync {
     /// A delivery was dropped unsettled: give it back at once, without using an attempt. Must not block.
     fn release(&self, token: Token);
 
+    /// Whether a delivery that waited in hand may still be begun. False where the broker is known to have forgotten that
+    /// it gave it out, and gives it out again: the worker then gives it back.
+    fn may_begin(&self, _token: Token) -> bool {
+        true
+    }
+
     /// A token that is cancelled when this lease is lost: extending it failed, or the partition went away. Asked
     /// for only by jobs that run long enough to care; a lease that is lost already gives a cancelled one.
     fn lost(&self, token: Token) -> Lost;

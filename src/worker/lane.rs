@@ -115,7 +115,8 @@ impl Lane {
             succeeded: None,
         };
         for delivery in ready {
-            if chunk.instant - began >= self.queue.pool.lease {
+            let is_late = chunk.instant - began >= self.queue.pool.lease;
+            if is_late || !delivery.channel.leases.may_begin(delivery.token) {
                 self.queue.give_back(delivery);
             } else if delivery.suspect || delivery.needs_mark {
                 tokio::spawn(self.queue.pool.tasks.track_future(run_marked(self.queue.clone(), delivery)));
