@@ -352,6 +352,12 @@ fn hit(story: &Story, run: &Run, kind: Kind) -> bool {
     })
 }
 
+/// Whether a broker that was killed may have forgotten what it had confirmed of an earlier run of this attempt: then it
+/// comes once more, whatever that run has led to by now.
+fn forgotten(story: &Story, runs: &[Run], run: &Run) -> bool {
+    runs.iter().any(|other| other.attempt == run.attempt && other.start < run.start && hit(story, other, Kind::Broker))
+}
+
 /// Whether this run's worker could not know that it had lost the job: what it still does counts for nothing.
 fn blind(story: &Story, run: &Run) -> bool {
     story.faults.iter().any(|fault| {
@@ -411,7 +417,8 @@ fn again(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
     }
     // After a success nothing may run, unless the success may not have counted.
     if let Some(done) = runs.iter().position(|run| run.how == Some(What::Done))
-        && let Some(later) = runs[done + 1..].iter().find(|later| later.attempt != runs[done].attempt)
+        && let Some(later) =
+            runs[done + 1..].iter().find(|run| run.attempt != runs[done].attempt && !forgotten(story, runs, run))
         && !explains(story, &runs[done])
     {
         verdict.add(Rule::Duplicate, job, format_args!("attempt {} ran after a success", later.attempt));
@@ -423,10 +430,7 @@ fn attempts(story: &Story, job: &Job, runs: &[Run], letters: &[&Letter], verdict
     for run in runs {
         let failed_before =
             || runs.iter().any(|other| other.attempt + 1 == run.attempt && other.failed() && other.end <= run.start);
-        // A broker that was killed may have forgotten what it had confirmed just before: that attempt comes once more.
-        let forgotten =
-            |other: &Run| other.attempt == run.attempt && other.start < run.start && hit(story, other, Kind::Broker);
-        if run.attempt < highest && !blind(story, run) && !runs.iter().any(forgotten) {
+        if run.attempt < highest && !blind(story, run) && !forgotten(story, runs, run) {
             let what = format_args!("attempt {} ran after attempt {highest}", run.attempt);
             verdict.add(Rule::Attempt, job, what);
         } else if run.attempt > 1 && !failed_before() {

@@ -1,5 +1,6 @@
 //! Who may connect and what they may do: every way in, and a denial that has a name.
 
+use futures_util::StreamExt;
 use windlass::broker::{self, Disposition, NatsOptions, Trouble};
 
 use super::kit::{connect, open, options, publish, queue, refusal, run};
@@ -326,7 +327,8 @@ async fn everything(url: &str) -> Result<(), String> {
         settle(&work, delivery, super::kit::dead("invoice")).await?;
         let delivery = one(&mut work).await?;
         settle(&work, delivery, Disposition::Ack).await?;
-        let letters = super::kit::letters(&broker).await;
+        let listed: Vec<_> = broker.dead_letters().list(Default::default()).collect().await;
+        let letters = listed.into_iter().collect::<Result<Vec<_>, _>>().map_err(said)?;
         let dead = broker.dead_letters();
         drop(dead.begin_replay(&invoice.name).await.map_err(said)?);
         for replayed in dead.replay(&letters, &Default::default()).await {

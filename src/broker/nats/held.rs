@@ -127,6 +127,11 @@ impl<R: Clone> Hand<R> {
         Some(held)
     }
 
+    /// All in hand that is more than an acknowledgement.
+    pub fn owned(&self) -> impl Iterator<Item = Key> {
+        self.held.iter().filter(|(_, held)| held.stage == Stage::Owned).map(|(key, _)| *key)
+    }
+
     /// Its disposition is stored, or it is given back: out of hand. `done`: remember it.
     pub fn remove(&mut self, key: Key, done: bool) -> Option<Held<R>> {
         let held = self.held.remove(&key)?;

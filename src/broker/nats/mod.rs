@@ -223,7 +223,7 @@ impl Inner {
                     .to_owned(),
             );
         }
-        let (shared, commands) = Shared::new(confirm::SINGLES);
+        let (shared, commands) = Shared::new(confirm::SINGLES, self.link.clone());
         let ownership = queue.ordered.then(|| {
             let (sender, until) = tokio::sync::watch::channel(None);
             let leave = self.closed.child_token();

@@ -4,13 +4,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::link::Link;
 use crate::broker::{
     Credit, Delivery, Disposition, Error, Lane, Leases, Lost, Settled, Settlement, Settler, Source, Token, Trouble,
 };
@@ -48,6 +49,8 @@ struct Inbound {
 struct Watch {
     tokens: HashMap<Token, Lost>,
     lost: HashSet<Token>,
+    /// In hand when the server was found to be another one: what has not begun by then must not begin.
+    barred: HashSet<Token>,
 }
 
 /// Shared by source, settler, deliveries and pump.
@@ -65,6 +68,9 @@ pub struct Shared {
     fatal: Mutex<Option<String>>,
     limit: AtomicUsize,
     checked: Mutex<Instant>,
+    link: Arc<Link>,
+    /// The connection that the pump knows of.
+    epoch: AtomicU64,
 }
 
 /// How much the pump may ask for.
@@ -80,7 +86,7 @@ pub struct Demand {
 
 impl Shared {
     /// With nothing in it.
-    pub fn new(limit: usize) -> (Arc<Self>, mpsc::UnboundedReceiver<Command>) {
+    pub fn new(limit: usize, link: Arc<Link>) -> (Arc<Self>, mpsc::UnboundedReceiver<Command>) {
         let (commands, receiver) = mpsc::unbounded_channel();
         let shared = Self {
             inbound: Mutex::default(),
@@ -95,6 +101,8 @@ impl Shared {
             fatal: Mutex::default(),
             limit: AtomicUsize::new(limit),
             checked: Mutex::new(Instant::now()),
+            link,
+            epoch: AtomicU64::new(0),
         };
         (Arc::new(shared), receiver)
     }
@@ -166,6 +174,18 @@ impl Shared {
         inbound.credit.map_or(usize::MAX, |credit| credit.bytes.saturating_sub(inbound.bytes))
     }
 
+    /// The pump knows of this connection, and has taken back what must not begin on it.
+    pub fn connected(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
+        self.ready.notify_one();
+    }
+
+    /// Those of these that have not begun must not begin.
+    pub fn bar(&self, tokens: impl Iterator<Item = Token>) {
+        self.watched.store(true, Ordering::Release);
+        self.watch.lock().barred.extend(tokens);
+    }
+
     /// This lease was lost.
     pub fn lose(&self, token: Token) {
         self.watched.store(true, Ordering::Release);
@@ -182,6 +202,7 @@ impl Shared {
             let mut watch = self.watch.lock();
             watch.lost.remove(&token);
             watch.tokens.remove(&token);
+            watch.barred.remove(&token);
         }
     }
 
@@ -240,6 +261,10 @@ impl Leases for Shared {
         self.send(Command::Release(token));
     }
 
+    fn may_begin(&self, token: Token) -> bool {
+        !self.watched.load(Ordering::Acquire) || !self.watch.lock().barred.contains(&token)
+    }
+
     fn lost(&self, token: Token) -> Lost {
         self.watched.store(true, Ordering::Release);
         let mut watch = self.watch.lock();
@@ -260,7 +285,9 @@ impl NatsSource {
         if let Some(why) = self.0.fatal.lock().clone() {
             return Err(Error::Refused(why));
         }
-        if self.0.checked.lock().elapsed() >= STALE {
+        // Nor while there is no connection, or one of which the pump does not know yet whose it is.
+        let is_known = self.0.link.connected() && self.0.link.epoch() == self.0.epoch.load(Ordering::Acquire);
+        if !is_known || self.0.checked.lock().elapsed() >= STALE {
             return Ok(Vec::new());
         }
         let mut inbound = self.0.inbound.lock();

@@ -202,6 +202,19 @@ fn one_owner_at_a_time() {
 }
 
 #[test]
+fn what_a_killed_broker_forgot_comes_once_more() {
+    // Failed and confirmed so; the broker was killed, its successor ran and succeeded, and then it came again.
+    let tale = || {
+        let tale = tale(Ends::Done, 2).run(1, 7, 1, 0, failed(5)).run(1, 8, 2, 1_300, done(1_310));
+        tale.run(1, 8, 1, 2_800, failed(2_810))
+    };
+    tale().fault(Kind::Broker, None, 10, 80).breaks(&[]);
+    tale().breaks(&[Rule::Duplicate, Rule::Attempt]);
+    // Killed long after, it had not forgotten it.
+    tale().fault(Kind::Broker, None, 3_000, 3_100).breaks(&[Rule::Duplicate, Rule::Attempt]);
+}
+
+#[test]
 fn it_ends_as_it_should() {
     let done_instead = tale(Ends::Dead("exhausted"), 1).run(1, 7, 1, 0, done(5));
     done_instead.breaks(&[Rule::Ending]);

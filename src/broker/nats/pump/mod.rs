@@ -297,7 +297,10 @@ impl Pump {
             self.forgotten();
         }
         match self.context.link.client.subscribe(format!("{prefix}.*.*.*")).await {
-            Ok(messages) => self.inbox = Some(Inbox { messages, prefix, epoch }),
+            Ok(messages) => {
+                self.inbox = Some(Inbox { messages, prefix, epoch });
+                self.shared.connected(epoch);
+            }
             Err(error) if self.closed.is_cancelled() => tracing::debug!(error = %error, "the connection was closed"),
             // Its task has ended, as it does where it panics: nothing more will ever come over this connection.
             Err(error) => self.shared.fail(format!("the NATS client has stopped ({error}); start the worker again")),
@@ -326,6 +329,8 @@ impl Pump {
             for token in self.shared.take_back(|_| false) {
                 self.drop_from_hand(Key(token.0, token.1), false);
             }
+            // Nor does what waits for a slot, in the engine's hands.
+            self.shared.bar(self.hand.owned().map(|key| Token(key.0, key.1)));
         }
         for consumer in &mut self.consumers {
             consumer.doubtful = consumer.highest + DOUBTFUL;
