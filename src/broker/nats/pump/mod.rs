@@ -97,7 +97,8 @@ enum Done {
     Marked(Vec<(Key, Result<Option<u64>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
     Cleared,
     Made(usize, Result<(), super::api::Error>),
-    Searched(usize, Result<u64, super::api::Error>),
+    /// Of a connection, by its number.
+    Searched(usize, u64, Result<u64, super::api::Error>),
 }
 
 /// See the module.
@@ -316,8 +317,10 @@ impl Pump {
         let consumer = &mut self.consumers[index];
         if !std::mem::replace(&mut consumer.searching, true) {
             let (context, subscription, lane) = (self.context.clone(), consumer.subscription.clone(), consumer.lane);
-            self.tasks
-                .spawn(async move { Done::Searched(index, unreadable::bury(&context, &subscription, lane).await) });
+            let epoch = self.searched;
+            self.tasks.spawn(async move {
+                Done::Searched(index, epoch, unreadable::bury(&context, &subscription, lane).await)
+            });
         }
     }
 
@@ -490,8 +493,12 @@ impl Pump {
                 tracing::warn!(queue = %self.context.queue.name, error = %error, "failed to make a consumer anew");
                 self.look(index);
             }
-            Done::Searched(index, found) => {
+            Done::Searched(index, epoch, found) => {
                 self.consumers[index].searching = false;
+                // Another connection ended meanwhile, perhaps at what was handed out after the search had begun.
+                if epoch != self.searched {
+                    self.search(index);
+                }
                 if let Err(error) = found {
                     tracing::warn!(queue = %self.context.queue.name, error = %error, "failed to look for what cannot be read");
                 }
