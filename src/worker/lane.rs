@@ -115,8 +115,7 @@ impl Lane {
             succeeded: None,
         };
         for delivery in ready {
-            let is_late = chunk.instant - began >= self.queue.pool.lease;
-            if is_late || !delivery.channel.leases.may_begin(delivery.token) {
+            if !delivery.channel.leases.may_begin(delivery.token) {
                 self.queue.give_back(delivery);
             } else if delivery.suspect || delivery.needs_mark {
                 tokio::spawn(self.queue.pool.tasks.track_future(run_marked(self.queue.clone(), delivery)));
@@ -156,16 +155,22 @@ impl Lane {
                 return;
             }
         };
+        // As late as can be: a process that was frozen meanwhile must not start what others own by now.
+        let start = Instant::now();
+        if self.queue.is_stale(start - chunk.began) {
+            self.queue.give_back(delivery);
+            return;
+        }
         if route.threading == Threading::Blocking || route.first_poll().is_rude() {
-            spawn(self.queue.clone(), route.clone(), delivery, cx, None, chunk.instant);
+            spawn(self.queue.clone(), route.clone(), delivery, cx, None, start);
             return;
         }
         let polled = Attempt::new(route, cx.clone()).and_then(Attempt::poll_once);
         let end = Instant::now();
-        let took = end - chunk.instant;
+        let took = end - start;
         self.polls[route.index].observe(route.first_poll(), took);
         match polled {
-            Ok(pending) => spawn(self.queue.clone(), route.clone(), delivery, cx, Some(pending), chunk.instant),
+            Ok(pending) => spawn(self.queue.clone(), route.clone(), delivery, cx, Some(pending), start),
             Err(outcome) => {
                 let wait = delivery.ready_at().until(now);
                 self.tallies[route.index].record(outcome.label(), wait, took);
@@ -441,6 +446,10 @@ fn run(
             return super::bent::run(&queue, &route, delivery, cx, pending, disposition).await;
         }
         let outcome = {
+            // A suspect has just been marked, and its caller counts it.
+            if pending.is_none() && !delivery.suspect && queue.is_stale(start.elapsed()) {
+                return queue.give_back(delivery);
+            }
             let _entry = queue.running.enter(cx.clone(), start);
             let attempt = match pending {
                 Some(pending) => Ok(pending),

@@ -267,6 +267,12 @@ impl Queue {
         self.pool.give(self.index, slots);
     }
 
+    /// Whether a start so long after the last look may be one in a process that was frozen meanwhile. Leases are
+    /// renewed each third of one, so what is left of it is more than this.
+    pub fn is_stale(&self, since: Duration) -> bool {
+        since >= self.pool.lease / 2
+    }
+
     /// Gives back a delivery that has its slot and was not started.
     pub fn give_back(&self, delivery: Delivery) {
         self.let_go(&delivery);

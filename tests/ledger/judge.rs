@@ -112,6 +112,8 @@ pub struct Rules {
     pub max_crashes: usize,
     /// The longest that a finished job may be unconfirmed on a slow machine.
     pub unconfirmed: Duration,
+    /// Whether a frozen worker may hold what the others need to store anything: the lock of a file.
+    pub one_lock: bool,
 }
 
 impl Default for Rules {
@@ -123,6 +125,7 @@ impl Default for Rules {
             retry: (Duration::from_millis(100), 2.0, Duration::from_secs(1)),
             max_crashes: 3,
             unconfirmed: Duration::from_secs(2),
+            one_lock: false,
         }
     }
 }
@@ -214,8 +217,8 @@ impl Run {
 
 type Runs = HashMap<(String, u64), Vec<Run>>;
 
-/// How long a thawed worker may not have noticed yet that its leases are gone.
-const THAW: u64 = 0;
+/// What was about to begin when its worker was frozen writes that it has begun so long after the thaw.
+const THAW: u64 = 20_000_000;
 
 /// Jobs that end at once share one look at the wall clock: so old it may be when it becomes a due time.
 const READ_ONCE: u64 = 250_000_000;
@@ -309,8 +312,23 @@ fn runs(story: &Story) -> Runs {
         let killed = killed.filter(|fault| run.start <= fault.to);
         run.end = killed.map_or(u64::MAX, |fault| fault.from.max(run.start));
     }
-    runs.values_mut().for_each(|list| list.sort_by_key(|run| run.start));
+    for list in runs.values_mut() {
+        let asleep: Vec<Option<u64>> = list.iter().map(|run| asleep_since(story, list, run)).collect();
+        list.iter_mut().zip(asleep).for_each(|(run, since)| run.start = since.unwrap_or(run.start));
+        list.sort_by_key(|run| run.start);
+    }
     runs
+}
+
+/// Where a run was about to begin when its worker was frozen, and was run elsewhere meanwhile: since when it was.
+fn asleep_since(story: &Story, list: &[Run], run: &Run) -> Option<u64> {
+    let thawed = |fault: &&Fault| {
+        let just = fault.to <= run.start && run.start <= fault.to + THAW;
+        fault.kind == Kind::Frozen && fault.pid == Some(run.pid) && just
+    };
+    let slept = story.faults.iter().find(thawed)?;
+    let meanwhile = |other: &Run| other.attempt >= run.attempt && (slept.from..run.start).contains(&other.start);
+    list.iter().any(meanwhile).then_some(slept.from)
 }
 
 fn letters<'a>(story: &'a Story, job: &'a Job) -> impl Iterator<Item = &'a Letter> {
@@ -338,10 +356,10 @@ fn hit(story: &Story, run: &Run, kind: Kind) -> bool {
     let rules = &story.rules;
     story.faults.iter().filter(|fault| fault.kind == kind).any(|fault| {
         let its = fault.pid.is_none_or(|pid| pid == run.pid);
-        let open = run.start <= fault.to && run.end.saturating_add(nanos(rules.unconfirmed)) >= fault.from;
+        let open = run.start <= fault.to && unconfirmed_until(story, run) >= fault.from;
         its && match kind {
             Kind::Killed | Kind::Broker => open,
-            Kind::Frozen if run.start <= fault.to + THAW && run.end >= fault.to => {
+            Kind::Frozen if run.start <= fault.to && run.end >= fault.to => {
                 fault.to - fault.from >= nanos(rules.lease) * 3 / 4
             }
             Kind::Frozen => open && fault.to - fault.from >= nanos(rules.lease) * 3 / 4,
@@ -358,12 +376,31 @@ fn forgotten(story: &Story, runs: &[Run], run: &Run) -> bool {
     runs.iter().any(|other| other.attempt == run.attempt && other.start < run.start && hit(story, other, Kind::Broker))
 }
 
+/// Until when the end of a run may be unconfirmed: while the broker is down, or somebody sleeps on its lock, nothing is.
+fn unconfirmed_until(story: &Story, run: &Run) -> u64 {
+    let rules = &story.rules;
+    let mut until = run.end.saturating_add(nanos(rules.unconfirmed));
+    let mut stops: Vec<&Fault> = story
+        .faults
+        .iter()
+        .filter(|fault| fault.kind == Kind::Broker || fault.kind == Kind::Frozen && rules.one_lock)
+        .filter(|fault| fault.to > run.end)
+        .collect();
+    stops.sort_by_key(|fault| fault.from);
+    for stop in stops {
+        if stop.from <= until {
+            until = until.max(stop.to.saturating_add(nanos(rules.unconfirmed)));
+        }
+    }
+    until
+}
+
 /// Whether this run's worker could not know that it had lost the job: what it still does counts for nothing.
 fn blind(story: &Story, run: &Run) -> bool {
     story.faults.iter().any(|fault| {
         matches!(fault.kind, Kind::Frozen | Kind::Broker)
             && fault.pid.is_none_or(|pid| pid == run.pid)
-            && run.start <= fault.to + THAW
+            && run.start <= fault.to
             && run.end >= fault.from
     })
 }

@@ -317,6 +317,7 @@ fn judged(schedule: &Schedule, world: World) -> Outcome {
         retry: (shape.first, 2.0, schedule::MAX_DELAY),
         max_crashes: shape.max_crashes as usize,
         unconfirmed: Duration::from_millis(400),
+        one_lock: false,
     };
     let left: BTreeMap<String, u64> =
         world.left().into_iter().enumerate().map(|(queue, left)| (QUEUES[queue].to_owned(), left)).collect();

@@ -187,6 +187,10 @@ fn one_owner_at_a_time() {
     let both = || tale(Ends::Done, 1).run(1, 7, 1, 0, done(3_000)).run(1, 8, 1, 1_500, done(1_600));
     both().breaks(&[Rule::Owners, Rule::Duplicate]);
     both().fault(Kind::Frozen, Some(7), 10, 2_500).breaks(&[]);
+    // About to begin when it was frozen, it says so just after the thaw; what begins later has no excuse.
+    let thawed = |at| tale(Ends::Done, 1).run(1, 8, 1, 1_500, done(1_600)).run(1, 7, 1, at, done(at + 1));
+    thawed(2_505).fault(Kind::Frozen, Some(7), 10, 2_500).breaks(&[]);
+    thawed(2_600).fault(Kind::Frozen, Some(7), 10, 2_500).breaks(&[Rule::Duplicate]);
     // Frozen for less than the lease explains no second run.
     both().fault(Kind::Frozen, Some(7), 10, 200).breaks(&[Rule::Duplicate]);
     // The broker was killed under the first and gave it out once more; what either led to is beside the other.
@@ -222,6 +226,18 @@ fn it_ends_as_it_should() {
     other.breaks(&[Rule::Ending]);
     let both = tale(Ends::Done, 1).run(1, 7, 1, 0, done(5)).letter("exhausted", 1, b"body");
     both.breaks(&[Rule::Ending]);
+}
+
+#[test]
+fn what_another_sleeps_on_is_unconfirmed_for_as_long() {
+    let again = |one_lock| {
+        let tale = tale(Ends::Done, 1).run(1, 7, 1, 0, done(100)).run(1, 8, 1, 10_000, done(10_100));
+        let mut tale = tale.fault(Kind::Frozen, Some(9), 120, 4_600).fault(Kind::Frozen, Some(7), 4_700, 9_000);
+        tale.0.rules.one_lock = one_lock;
+        tale
+    };
+    again(true).breaks(&[]);
+    again(false).breaks(&[Rule::Duplicate]);
 }
 
 #[test]
