@@ -8,9 +8,9 @@ use super::desk::{Desk, SOON, body, credit, take};
 use crate::support::{wait, worker};
 
 async fn one_by_one(desk: &mut Desk, name: &str) {
-    let queue = desk.queue(name, &["a"]);
+    let queue = desk.queue(name, &[name]);
     let broker = desk.connect().await;
-    desk.publish(&broker, "a", &[("1", None), ("2", None)]).await;
+    desk.publish(&broker, name, &[("1", None), ("2", None)]).await;
     let mut opened = broker.open(&queue).await.unwrap();
     let mut taken = take(&mut opened, 2).await;
     let first = taken.remove(0);
