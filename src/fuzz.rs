@@ -77,6 +77,7 @@ pub const TARGETS: &[Target] = &[
             br#"{"stream":"S","seq":12,"duplicate":true}"#,
             br#"{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"}}"#,
             b"a.*.b.>\na.x.b.c",
+            b"a.*.b.>\na.*.b.>.x.j.c",
         ],
     },
     Target {
@@ -88,6 +89,7 @@ pub const TARGETS: &[Target] = &[
             b"kafka://u:p@h:9092,i:9093",
             b"sqlite:///var/lib/w@x.db",
             b"memory://",
+            b"nats+tls://t0/://t0/@@h",
         ],
     },
     Target {
@@ -103,7 +105,7 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "duration",
         look: text::duration,
-        examples: &[b"1h30m", b"250ms", b"99999999999999999999d", b"2026-11-21T12:00:00.0001+02:00", b"-1s", b"0001d"],
+        examples: &[b"1h30m", b"250ms", b"99999999999999999999d", b"2026-11-21T12:00:00.0001+02:00", b"-1s", b"0001d", b"1d18446744073709551s"],
     },
     Target {
         name: "condition",
@@ -129,6 +131,7 @@ pub const TARGETS: &[Target] = &[
             b"content-type: application/cloudevents+json\n\n{\"specversion\":\"1.0\",\"id\":\"1\",\"source\":\"s\",\"type\":\"t\",\"data\":1}",
             b"content-type: application/json\nidempotency-key: k\nexpirytime: 2026-11-21T10:00:00Z\n\n{\"a\":1}",
             b"content-type: application/cloudevents-batch+json\n\n[]",
+            b"content-type:  application/cloudevents+json\n\n{\"specversion\":\"1.0\",\"id\":\"1\",\"source\":\"s\",\"type\":\"t\"}",
         ],
     },
 ];

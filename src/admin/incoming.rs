@@ -37,7 +37,8 @@ pub(super) struct Incoming {
 /// be the same.
 pub(super) fn read(headers: &HeaderMap, body: Bytes, defaults: &Defaults<'_>) -> Result<Incoming, Problem> {
     let key = idempotency_key(headers)?;
-    let content_type = text(headers, attribute::CONTENT_TYPE)?;
+    // As workers read it, spaces around it do not count.
+    let content_type = text(headers, attribute::CONTENT_TYPE)?.map(str::trim);
     let is = |prefix: &str| {
         content_type.and_then(|found| found.get(..prefix.len())).is_some_and(|head| head.eq_ignore_ascii_case(prefix))
     };

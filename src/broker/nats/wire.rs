@@ -147,7 +147,8 @@ pub fn covers(pattern: &str, topic: &str) -> bool {
     let (mut pattern, mut topic) = (pattern.split('.'), topic.split('.'));
     loop {
         match (pattern.next(), topic.next()) {
-            (Some(">"), Some(_)) => return true,
+            // Only the last token is a wildcard for many.
+            (Some(">"), Some(_)) if pattern.clone().next().is_none() => return true,
             (Some("*"), Some(token)) if token != ">" => {}
             (Some(p), Some(t)) if p == t && t != "*" => {}
             (None, None) => return true,
@@ -161,7 +162,8 @@ pub fn overlap(one: &str, other: &str) -> bool {
     let (mut one, mut other) = (one.split('.'), other.split('.'));
     loop {
         match (one.next(), other.next()) {
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(">"), Some(_)) if one.clone().next().is_none() => return true,
+            (Some(_), Some(">")) if other.clone().next().is_none() => return true,
             (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
             (None, None) => return true,
             _ => return false,
