@@ -20,6 +20,9 @@ mod ledger;
 
 mod sim;
 
+#[cfg(all(feature = "sqlite", feature = "nats", feature = "kafka"))]
+mod soak;
+
 mod admin;
 
 #[cfg(feature = "sqlite")]

@@ -61,6 +61,53 @@ pub trait Subject: Sized + Send + 'static {
     fn cut(&mut self) -> bool {
         false
     }
+
+    /// What goes over its connections vanishes for so long, both ways, and they break after; `false` as above.
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only campaigns do that"))]
+    fn swallow(&mut self, _lasting: Duration) -> bool {
+        false
+    }
+
+    /// What goes over its connections is held up by a fifth of a second, for so long; `false` as above.
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only campaigns do that"))]
+    fn delay(&mut self, _lasting: Duration) -> bool {
+        false
+    }
+
+    /// What it keeps for those who use it, by name: nothing of it may grow with the jobs that are done.
+    #[cfg_attr(
+        not(all(feature = "sqlite", feature = "nats", feature = "kafka")),
+        expect(dead_code, reason = "only the soak looks")
+    )]
+    fn objects(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    /// It takes no dead letters of the namespace `ledger` for so long; `false`: nothing can be told so.
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only campaigns do that"))]
+    fn refuse_letters(&mut self, _lasting: Duration) -> bool {
+        false
+    }
+}
+
+/// What [`Subject::delay`] holds up everything by.
+#[cfg(any(feature = "nats", feature = "kafka"))]
+const HELD_UP: Duration = Duration::from_millis(200);
+
+/// Waits so long, which is what is meant: a fault lasts.
+#[cfg(any(feature = "nats", feature = "kafka"))]
+fn last(lasting: Duration) {
+    std::thread::sleep(lasting);
+}
+
+/// Something async, on a thread and a runtime of its own.
+#[cfg(any(feature = "sqlite", feature = "nats", feature = "kafka"))]
+fn aside<R: Send + 'static>(work: impl Future<Output = R> + Send + 'static) -> R {
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime can be built").block_on(work)
+    });
+    thread.join().expect("it works")
 }
 
 /// `memory://`
@@ -116,11 +163,33 @@ impl Subject for Sqlite {
             tokio::time::sleep(Self::LEASE * 2).await;
             sqlx::query("ROLLBACK").execute(&mut connection).await.expect("it was locked");
         };
-        let lock = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime can be built").block_on(locking);
+        aside(locking);
+        true
+    }
+
+    /// Pages of the file that hold something: a backlog leaves empty ones behind, which are used again.
+    fn objects(&self) -> Vec<(String, u64)> {
+        use sqlx::{ConnectOptions, Row};
+        let file = sqlx::sqlite::SqliteConnectOptions::new().filename(self.0.path().join("queue.db"));
+        let pages = aside(async move {
+            let mut connection = file.busy_timeout(Duration::from_secs(30)).connect().await.expect("it can be opened");
+            let used = "SELECT (SELECT page_count FROM pragma_page_count) - (SELECT freelist_count FROM pragma_freelist_count)";
+            sqlx::query(used).fetch_one(&mut connection).await.expect("it is there").get::<i64, _>(0)
         });
-        lock.join().expect("the file can be locked");
+        vec![("used pages".to_owned(), u64::try_from(pages).unwrap_or(0))]
+    }
+
+    /// By a trigger, which is what an operator could do.
+    fn refuse_letters(&mut self, lasting: Duration) -> bool {
+        use sqlx::ConnectOptions;
+        let file = sqlx::sqlite::SqliteConnectOptions::new().filename(self.0.path().join("queue.db"));
+        aside(async move {
+            let mut connection = file.busy_timeout(Duration::from_secs(30)).connect().await.expect("it can be opened");
+            let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON dead BEGIN SELECT RAISE(ABORT, 'no letters'); END";
+            sqlx::query(refuse).execute(&mut connection).await.expect("a trigger");
+            tokio::time::sleep(lasting).await;
+            sqlx::query("DROP TRIGGER refuse").execute(&mut connection).await.expect("it is there");
+        });
         true
     }
 }
@@ -155,6 +224,49 @@ impl Subject for Nats {
 
     fn cut(&mut self) -> bool {
         cut(&self.proxy)
+    }
+
+    fn swallow(&mut self, lasting: Duration) -> bool {
+        swallow(&self.proxy, lasting)
+    }
+
+    fn delay(&mut self, lasting: Duration) -> bool {
+        delay(&self.proxy, lasting)
+    }
+
+    /// Streams, consumers, and messages of the streams but for those that are history.
+    fn objects(&self) -> Vec<(String, u64)> {
+        let (_, page) = crate::support::http::get(self.server.monitor(), "/jsz?streams=true").expect("it answers");
+        let page: serde_json::Value = serde_json::from_str(&page).expect("JSON");
+        let mut objects: Vec<(String, u64)> =
+            ["streams", "consumers"].map(|name| (name.to_owned(), page[name].as_u64().unwrap_or(0))).to_vec();
+        let details = page["account_details"].as_array().into_iter().flatten();
+        for stream in details.flat_map(|account| account["stream_detail"].as_array().into_iter().flatten()) {
+            let name = stream["name"].as_str().unwrap_or_default();
+            // Events stay for as long as the topic keeps them, whoever has heard them.
+            if !name.ends_with("_events") {
+                objects.push((format!("messages of {name}"), stream["state"]["messages"].as_u64().unwrap_or(0)));
+            }
+        }
+        objects
+    }
+
+    /// Its stream has no room for one letter more.
+    fn refuse_letters(&mut self, lasting: Duration) -> bool {
+        let url = self.server.url();
+        aside(async move {
+            let client = async_nats::connect(url).await.expect("the server can be reached");
+            let stream = async_nats::jetstream::new(client);
+            let Ok(mut dead) = stream.get_stream("ledger_dead").await else { return false };
+            let info = dead.info().await.expect("it is there").clone();
+            let full = i64::try_from(info.state.messages.max(1)).unwrap_or(i64::MAX);
+            let mut config = info.config.clone();
+            config.max_messages = full;
+            stream.update_stream(config).await.expect("it may be limited");
+            tokio::time::sleep(lasting).await;
+            stream.update_stream(info.config).await.expect("it may be as it was");
+            true
+        })
     }
 }
 
@@ -237,6 +349,69 @@ impl Subject for Kafka {
     fn cut(&mut self) -> bool {
         cut(&self.proxy)
     }
+
+    fn swallow(&mut self, lasting: Duration) -> bool {
+        swallow(&self.proxy, lasting)
+    }
+
+    fn delay(&mut self, lasting: Duration) -> bool {
+        delay(&self.proxy, lasting)
+    }
+
+    /// Topics.
+    fn objects(&self) -> Vec<(String, u64)> {
+        use rdkafka::consumer::{BaseConsumer, Consumer};
+        let host = self.proxy.host();
+        let client: BaseConsumer =
+            rdkafka::ClientConfig::new().set("bootstrap.servers", host).create().expect("a client");
+        let metadata = client.fetch_metadata(None, Duration::from_secs(10)).expect("the broker answers");
+        let partitions = metadata.topics().iter().map(|topic| topic.partitions().len() as u64).sum();
+        vec![("topics".to_owned(), metadata.topics().len() as u64), ("partitions".to_owned(), partitions)]
+    }
+
+    /// Its topics take nothing that is longer than a few bytes.
+    fn refuse_letters(&mut self, lasting: Duration) -> bool {
+        use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+        let host = self.proxy.host();
+        aside(async move {
+            let admin: AdminClient<_> =
+                rdkafka::ClientConfig::new().set("bootstrap.servers", host).create().expect("a client");
+            let topics = ["mixed", "copy", "keyed"].map(|queue| format!("dlq.ledger.{queue}"));
+            let limit = async |bytes: &str| {
+                let change = |topic| AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", bytes);
+                let changes: Vec<_> = topics.iter().map(|topic| change(topic)).collect();
+                let results = admin.alter_configs(&changes, &AdminOptions::new()).await.expect("the broker answers");
+                results.iter().all(Result::is_ok)
+            };
+            // Where no letter was written yet there is no topic.
+            let any = limit("100").await;
+            tokio::time::sleep(lasting).await;
+            limit("1000000").await;
+            any
+        })
+    }
+}
+
+#[cfg(any(feature = "nats", feature = "kafka"))]
+fn swallow(proxy: &crate::support::proxy::Proxy, lasting: Duration) -> bool {
+    let before = proxy.counts();
+    proxy.swallow_all();
+    last(lasting);
+    // What vanished is missing in the middle of a stream: it cannot go on.
+    proxy.cut(crate::support::proxy::Cut::Reset);
+    proxy.pass();
+    assert!(proxy.counts().swallowed > before.swallowed, "something vanished: {:?}", proxy.counts());
+    true
+}
+
+#[cfg(any(feature = "nats", feature = "kafka"))]
+fn delay(proxy: &crate::support::proxy::Proxy, lasting: Duration) -> bool {
+    let before = proxy.counts();
+    proxy.delay(HELD_UP);
+    last(lasting);
+    proxy.pass();
+    assert!(proxy.counts().held_up > before.held_up, "something was held up: {:?}", proxy.counts());
+    true
 }
 
 #[cfg(any(feature = "nats", feature = "kafka"))]

@@ -244,8 +244,17 @@ impl<S: Subject> Site<S> {
         is_cut
     }
 
+    /// What goes to the broker and back vanishes for so long; `false` where there is no connection.
+    pub fn swallow(&mut self, lasting: Duration) -> bool {
+        let from = record::now();
+        let is_cut = self.subject.swallow(lasting);
+        if is_cut {
+            self.fault(Kind::Broker, None, from);
+        }
+        is_cut
+    }
+
     /// Does something that no worker and no broker could do anything about: whatever it hit is explained.
-    #[cfg(feature = "sqlite")]
     pub fn disturb(&mut self, disturb: impl FnOnce(&mut Self)) {
         let from = record::now();
         disturb(self);

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use super::chaos::{clean, seed};
 use super::judge;
 use super::story::{Site, lease};
+#[cfg(feature = "sqlite")]
+use super::trouble::Small;
 use crate::conformance::subject::{self, Subject};
 
 /// What is done to the workers or to their broker.
@@ -35,9 +37,17 @@ enum Fault {
     Clock,
     /// Handlers keep their threads for a while, in the middle of whatever comes next.
     Rude,
+    /// What goes over the connections vanishes, and they break then.
+    Swallow,
+    /// What goes over the connections is held up. It explains nothing.
+    Delay,
+    /// No dead letter can be stored. It explains nothing.
+    Refuse,
+    /// The disk is full, for longer than a lease (SQLite).
+    Disk,
 }
 
-const FAULTS: [Fault; 9] = [
+const FAULTS: [Fault; 13] = [
     Fault::Kill,
     Fault::Massacre,
     Fault::Freeze,
@@ -47,6 +57,10 @@ const FAULTS: [Fault; 9] = [
     Fault::Cut,
     Fault::Clock,
     Fault::Rude,
+    Fault::Swallow,
+    Fault::Delay,
+    Fault::Refuse,
+    Fault::Disk,
 ];
 
 /// How long a rude handler keeps its thread: a worker that is told to leave can wait for two of them.
@@ -84,8 +98,8 @@ impl fmt::Display for Tally {
 }
 
 impl Fault {
-    /// Sets it; `false` where this broker cannot have it.
-    fn set<S: Subject>(self, site: &mut Site<S>, clock: &mut i64) -> bool {
+    /// Sets it; `false` where this broker cannot have it. `disk` is full where it says so.
+    fn set<S: Subject>(self, site: &mut Site<S>, clock: &mut i64, disk: Option<&dyn Fn(bool)>) -> bool {
         let victim = site.random.usize(..site.workers());
         match self {
             Self::Kill => {
@@ -113,14 +127,28 @@ impl Fault {
                 site.set_clock(*clock);
             }
             Self::Rude => site.publish_rude(2, RUDE),
+            Self::Swallow => {
+                let quarters = site.random.u32(1..=6);
+                return site.swallow(lease::<S>() * quarters / 4);
+            }
+            Self::Delay => return site.subject.delay(lease::<S>()),
+            Self::Refuse => return site.subject.refuse_letters(lease::<S>() * 3 / 2),
+            Self::Disk => {
+                let Some(disk) = disk else { return false };
+                site.disturb(|site| {
+                    disk(true);
+                    site.advance(usize::MAX / 2, lease::<S>() * 3 / 2);
+                    disk(false);
+                });
+            }
         }
         true
     }
 }
 
-fn campaign<S: Subject>(until: &Until) {
+fn campaign<S: Subject>(until: &Until, subject: Option<S>, disk: Option<&dyn Fn(bool)>) {
     let seed = seed();
-    let Some(mut site) = Site::<S>::new(seed, None) else { return };
+    let Some(mut site) = subject.map(|subject| Site::with(subject, seed, None)) else { return };
     (0..WORKERS).for_each(|_| site.start());
     let (begun, mut count, mut clock) = (Instant::now(), 0, 0);
     let mut set: Vec<(Fault, usize)> = Vec::new();
@@ -134,7 +162,7 @@ fn campaign<S: Subject>(until: &Until) {
         site.advance(more, Duration::from_secs(60));
         let fault = FAULTS[site.random.usize(..FAULTS.len())];
         let before = site.faults().len();
-        if fault.set(&mut site, &mut clock) {
+        if fault.set(&mut site, &mut clock, disk) {
             count += 1;
             let after = site.faults().len();
             // What breaks nothing is counted too.
@@ -151,8 +179,13 @@ fn campaign<S: Subject>(until: &Until) {
         (*times, *runs) = (*times + 1, *runs + met);
     }
     let jobs = site.story().jobs.len();
+    let killed = site.faults().iter().filter(|fault| fault.kind == judge::Kind::Killed).count();
     let verdict = site.verdict(Duration::from_secs(240));
-    eprintln!("{} with seed {seed}: {jobs} jobs, {count} faults in {:?}\n{tally}", S::NAME, begun.elapsed());
+    eprintln!(
+        "{} with seed {seed}: {jobs} jobs, {count} faults, {killed} workers killed, in {:?}\n{tally}",
+        S::NAME,
+        begun.elapsed()
+    );
     clean(&verdict);
 }
 
@@ -174,7 +207,20 @@ fn asked(broker: &str, faults: usize) -> Option<Until> {
 #[test]
 fn sqlite() {
     if let Some(until) = asked("sqlite", 8) {
-        campaign::<subject::Sqlite>(&until);
+        let small = Small::mount("96m");
+        let subject = match &small {
+            Some(small) => {
+                let folder = small.path().join("queue");
+                std::fs::create_dir(&folder).expect("a folder");
+                Some(subject::Sqlite::within(&folder))
+            }
+            None => subject::Sqlite::fresh(),
+        };
+        let disk = |full: bool| {
+            let small = small.as_ref().expect("asked only where there is one");
+            if full { small.fill() } else { small.relieve() }
+        };
+        campaign::<subject::Sqlite>(&until, subject, small.as_ref().map(|_| &disk as &dyn Fn(bool)));
     }
 }
 
@@ -182,7 +228,7 @@ fn sqlite() {
 #[test]
 fn nats() {
     if let Some(until) = asked("nats", 5) {
-        campaign::<subject::Nats>(&until);
+        campaign::<subject::Nats>(&until, subject::Nats::fresh(), None);
     }
 }
 
@@ -190,6 +236,6 @@ fn nats() {
 #[test]
 fn kafka() {
     if let Some(until) = asked("kafka", 0) {
-        campaign::<subject::Kafka>(&until);
+        campaign::<subject::Kafka>(&until, subject::Kafka::fresh(), None);
     }
 }

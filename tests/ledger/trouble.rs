@@ -62,11 +62,11 @@ fn rude<S: Subject>() {
 
 /// A folder on a file system of its own, small enough to be filled; `None`, reported, where none may be mounted.
 #[cfg(feature = "sqlite")]
-struct Small(Option<tempfile::TempDir>);
+pub(super) struct Small(Option<tempfile::TempDir>);
 
 #[cfg(feature = "sqlite")]
 impl Small {
-    fn mount(size: &str) -> Option<Self> {
+    pub(super) fn mount(size: &str) -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let options = format!("size={size}");
         let mounted = std::process::Command::new("mount")
@@ -81,12 +81,12 @@ impl Small {
         None
     }
 
-    fn path(&self) -> &std::path::Path {
+    pub(super) fn path(&self) -> &std::path::Path {
         self.0.as_ref().expect("it is there until it is dropped").path()
     }
 
     /// Leaves not a byte free.
-    fn fill(&self) {
+    pub(super) fn fill(&self) {
         use std::io::Write;
         let mut ballast = std::fs::File::create(self.path().join("ballast")).expect("a file");
         for size in [64 << 10, 512] {
@@ -94,7 +94,7 @@ impl Small {
         }
     }
 
-    fn relieve(&self) {
+    pub(super) fn relieve(&self) {
         std::fs::remove_file(self.path().join("ballast")).expect("it was there");
     }
 }

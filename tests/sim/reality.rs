@@ -179,3 +179,34 @@ fn the_embedded_queue_does_what_the_simulated_one_allows() {
         assert_eq!(made, simulated(&schedule), "{schedule}");
     }
 }
+
+/// Schedules one after the other, each on a server of its own.
+#[cfg(any(feature = "nats", feature = "kafka"))]
+fn on<S: crate::conformance::subject::Subject>(seeds: std::ops::Range<u64>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    for mut schedule in schedules(seeds) {
+        let Some(subject) = S::fresh() else { return };
+        schedule.shape.timeout = Duration::from_secs(2);
+        for job in &mut schedule.jobs {
+            // A key is text there.
+            job.key = None;
+        }
+        let made = runtime.block_on(real(&schedule, &subject.address(), Clock::System));
+        assert_eq!(made, simulated(&schedule), "{schedule}");
+    }
+}
+
+#[cfg(feature = "nats")]
+#[test]
+fn nats_does_what_the_simulated_one_allows() {
+    on::<crate::conformance::subject::Nats>(0..if crate::support::tool::full() { 40 } else { 4 });
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn kafka_does_what_the_simulated_one_allows() {
+    if crate::support::tool::full() {
+        on::<crate::conformance::subject::Kafka>(0..8);
+    }
+}
