@@ -101,7 +101,7 @@ fn soak<S: Subject>(subject: Option<S>) {
         });
         worker::succeed(dir.path(), &["dlq", "purge", "bad", "--all", "--yes"]);
         let sample = sample(&subject, &worker, share * round);
-        eprintln!("{} {sample:?}", S::NAME);
+        eprintln!("{} after {} jobs: {sample:?}", S::NAME, sample.done);
         samples.push(sample);
     }
     eprintln!("{}: {} runs counted by the worker", S::NAME, ended(&worker));
