@@ -266,7 +266,13 @@ impl Partition {
                 return;
             }
             Arrival::Known => {
-                if self.missing.remove(&offset) {
+                if !self.missing.remove(&offset) {
+                    return;
+                }
+                if self.waiting.contains_key(&offset) {
+                    // A retry in place: what is read again does not say which attempt it is.
+                    self.queue(held, false, now);
+                } else {
                     self.buffered_bytes += held.size();
                     self.ready.push_back(held);
                 }

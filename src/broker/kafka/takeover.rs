@@ -172,6 +172,24 @@ fn a_retry_in_place_starts_its_timer_when_it_is_stored_and_survives_its_owner() 
 }
 
 #[test]
+fn a_retry_in_place_that_is_dropped_comes_back_as_the_same_attempt() {
+    let mut owner = partition(1, 0, None, false);
+    read(&mut owner, 0..1);
+    open(&mut owner);
+    let failing = hand(&mut owner, 1).remove(0);
+    again(&mut owner, failing, 2, NOW);
+    commit(&mut owner);
+    owner.promote(NOW);
+    drop(hand(&mut owner, 1).remove(0).settle(Disposition::Release).take());
+    // Dropped without its bytes: it is read again.
+    owner.release(0, None);
+    assert_eq!(owner.reread_from(), Some(0));
+    read(&mut owner, 0..1);
+    owner.promote(NOW);
+    assert_eq!(hand(&mut owner, 1).remove(0).attempt().get(), 2);
+}
+
+#[test]
 fn the_job_that_ran_at_each_death_is_condemned_and_the_one_beside_it_is_not() {
     let mut owner = partition(1, 0, None, false);
     read(&mut owner, 0..40);
