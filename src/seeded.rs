@@ -5,7 +5,7 @@
 
 /// The bugs that can be chosen, and what each does.
 #[cfg(feature = "seeded-bugs")]
-const BUGS: [(&str, &str); 30] = [
+const BUGS: [(&str, &str); 39] = [
     ("ack-before-run", "a job is acknowledged when it starts"),
     ("success-without-run", "one job in twenty is acknowledged and not run"),
     ("release-before-run", "a job is given back when it starts, and runs on"),
@@ -36,6 +36,15 @@ const BUGS: [(&str, &str); 30] = [
     ("epoch-forgotten", "Kafka takes what a lost assignment says for what the present one has at that offset"),
     ("commit-after-revocation", "Kafka keeps a partition that was given back, and commits it"),
     ("letter-before-stored", "Kafka counts a job as finished before its dead letter is stored"),
+    ("watermark-early", "Kafka says that all is stored that was settled before a commit, whatever it covers"),
+    ("run-forgotten", "Kafka forgets what still runs of a partition that it lost and gets back"),
+    ("memo-ignored", "Kafka runs again what an earlier owner finished beyond its commit"),
+    ("retry-unstored", "Kafka starts a retry in place before its attempt is stored"),
+    ("move-unstored", "Kafka takes an aborted move for a stored one"),
+    ("key-let-go", "Kafka lets the next of a key pass while the one before waits for its retry"),
+    ("lease-from-arrival", "NATS counts a lease from when a message was read"),
+    ("lease-endless", "NATS acts on a delivery whose lease has ended"),
+    ("credit-twice", "NATS gives the credit of an ended request back twice"),
 ];
 
 /// Milliseconds by which the machine's wall clock is wrong: a step that concerns one process' tests only.

@@ -26,6 +26,8 @@ mod memory;
 #[cfg(feature = "nats")]
 mod nats;
 pub mod redrive;
+#[cfg(test)]
+mod schedule;
 pub mod selector;
 pub mod shape;
 #[cfg(feature = "sqlite")]

@@ -35,6 +35,8 @@ mod settle;
 
 mod transaction;
 
+mod load;
+
 mod mover;
 
 pub(super) mod outgoing;
@@ -66,6 +68,8 @@ mod takeover;
 
 #[cfg(test)]
 mod modes;
+#[cfg(test)]
+mod sim;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{Channel, Delivery, Lane, Settled, Token};
 use super::batch::Part;
-use super::memo::{Memo, Started, Waiting};
+use super::memo::{self, Memo, Started, Waiting};
 use super::native::Arrived;
 use super::order::Gate;
 use super::tracker::{Arrival, Limits, Window};
 use crate::message::record::Record;
 use crate::message::{Failure, Message};
+use crate::seeded;
 use crate::time::Timestamp;
 pub use commit::Snapshot;
 
@@ -25,8 +26,11 @@ const SPAN: u64 = 1 << 20;
 const OPEN: usize = 65_536;
 /// So many finished records are committed at once.
 pub const COMMIT_AFTER: usize = 4_096;
-/// Retries of one partition that may wait in place: a quarter of the metadata holds as many.
-const WAITING: usize = 48;
+/// Retries of one partition that may wait in place where the broker takes all the metadata that it does by default: a
+/// quarter of it holds as many.
+const WAITING: usize = memo::LIMIT / WAITING_SIZE;
+/// Characters of metadata for each of them: four times what one takes, so that the others find room too.
+const WAITING_SIZE: usize = 85;
 /// Percent of the metadata's limit at which a partition takes nothing new.
 const NARROW: usize = 75;
 
@@ -115,6 +119,8 @@ pub struct Partition {
     /// Finished since the last snapshot.
     pub fresh_finished: usize,
     used: usize,
+    /// Characters of metadata that the broker takes, as the last commit had it.
+    limit: usize,
     /// Something waits for the next commit that should not wait long.
     pub urgent: bool,
     /// No commit of this partition but the mover's until it is through.
@@ -145,6 +151,8 @@ pub struct Setup {
     pub ordered: bool,
     /// See [`Queue::max_crashes`](super::super::Queue::max_crashes).
     pub max_crashes: u32,
+    /// Characters of metadata that the broker takes with a commit, as far as is known.
+    pub limit: usize,
 }
 
 impl Partition {
@@ -177,7 +185,10 @@ impl Partition {
             owner: setup.owner,
             first: setup.first,
             again: setup.again,
-            window: Window::new(setup.committed, memo.finished),
+            window: Window::new(
+                setup.committed,
+                if seeded::bug("memo-ignored") { Default::default() } else { memo.finished },
+            ),
             buffer: VecDeque::new(),
             buffered_bytes: 0,
             ready: VecDeque::new(),
@@ -203,6 +214,7 @@ impl Partition {
             dirty: true,
             fresh_finished: 0,
             used: 0,
+            limit: setup.limit,
             urgent: false,
             frozen: false,
             full: false,
@@ -473,7 +485,7 @@ impl Partition {
 
     /// Whether a retry may wait in place.
     pub fn may_wait(&self) -> bool {
-        self.gate.is_some() || self.waiting.len() < WAITING
+        self.gate.is_some() || self.waiting.len() < (self.limit / WAITING_SIZE).min(WAITING)
     }
 
     /// A job runs again here at `record.not_before`: its part resolves, and its timer starts, when a commit has
@@ -488,7 +500,13 @@ impl Partition {
         let waiting = Waiting { offset, attempt: record.attempt, due, first_failed };
         let held = Held { arrived: Arrived { offset, at, message }, record: Some(record) };
         self.buffered_bytes += held.size();
+        if seeded::bug("key-let-go") {
+            self.let_next(offset);
+        }
         self.waiting.insert(offset, (waiting, Some(held), false));
+        if seeded::bug("retry-unstored") {
+            self.timers.insert((due, offset));
+        }
         self.wait(offset, part);
         self.dirty = true;
     }

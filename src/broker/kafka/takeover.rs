@@ -50,7 +50,19 @@ fn of_lane(lane: Lane, id: u64, committed: i64, memo: Option<Memo>, ordered: boo
     // Each is another worker's, unless a test says otherwise.
     let owner = id as u32;
     let topic = topic.into();
-    Partition::new(Setup { id, topic, number: 0, first, again, committed, memo, owner, ordered, max_crashes: 3 })
+    Partition::new(Setup {
+        id,
+        topic,
+        number: 0,
+        first,
+        again,
+        committed,
+        memo,
+        owner,
+        ordered,
+        max_crashes: 3,
+        limit: memo::LIMIT,
+    })
 }
 
 /// The next owner, who knows what was committed and reads the log from there.

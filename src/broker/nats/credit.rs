@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use crate::seeded;
+
 /// How long the server keeps a pull request. Short, so that a forgotten request is soon replaced, and because a stop
 /// has to wait for it: the server knows no way to take a request back.
 pub const EXPIRES: Duration = Duration::from_millis(1_000);
@@ -141,7 +143,8 @@ impl Credit {
             }
             End::Lost => 0,
         };
-        self.outstanding -= unused.min(open.batch).min(self.outstanding);
+        let unused = if seeded::bug("credit-twice") { 2 * unused } else { unused.min(open.batch) };
+        self.outstanding -= unused.min(self.outstanding);
         if self.open.is_empty() {
             self.outstanding = 0;
         }

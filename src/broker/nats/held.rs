@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::credit::Moment;
+use crate::seeded;
 
 /// A delivery in hand, by its consumer's number here and its sequence in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,6 +86,7 @@ impl<R: Clone> Hand<R> {
 
     /// A message came that the server sent us at `since` or later: its lease began then.
     pub fn arrive(&mut self, key: Key, reply: R, stored: i64, epoch: u64, since: Moment, now: Moment) -> Arrival<R> {
+        let since = if seeded::bug("lease-from-arrival") { now } else { since };
         let ends = since + self.lease;
         if now >= ends {
             return Arrival::Late;
@@ -120,7 +122,7 @@ impl<R: Clone> Hand<R> {
     /// Likewise, to act on it now: whether its lease has ended is looked at anew, and `lost` told the first time.
     pub fn act(&mut self, key: Key, now: Moment, lost: impl FnOnce()) -> Option<&mut Held<R>> {
         let held = self.held.get_mut(&key)?;
-        if !held.lost && now >= held.ends {
+        if !held.lost && now >= held.ends && !seeded::bug("lease-endless") {
             held.lost = true;
             lost();
         }
@@ -173,7 +175,7 @@ impl<R: Clone> Hand<R> {
             if held.lost {
                 continue;
             }
-            if now >= held.ends {
+            if now >= held.ends && !seeded::bug("lease-endless") {
                 held.lost = true;
                 lost.push(*key);
             } else if held.stage == Stage::Owned && now >= held.renewed + self.lease / 3 {

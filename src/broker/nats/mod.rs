@@ -29,6 +29,8 @@ mod prepare;
 mod publisher;
 mod pump;
 mod shared;
+#[cfg(test)]
+mod sim;
 mod topology;
 mod unreadable;
 pub(super) mod wire;

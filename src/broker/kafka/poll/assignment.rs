@@ -67,6 +67,7 @@ impl Running {
                 owner: self.owner,
                 ordered: self.setup.shared.ordered,
                 max_crashes: self.setup.max_crashes,
+                limit: self.metadata_limit,
             }));
             assigned.push((topic.clone(), number, offset));
             self.queues.insert((topic, number), Seat { id, queue, full_since: None, paused: false, sought: None });

@@ -255,8 +255,13 @@ async fn beside_held(path: &Path, number: u32) -> i64 {
     query.fetch_one(&mut connection).await.expect("runs").get(0)
 }
 
+/// How many histories: some seconds of a core by default, as many as `SIM_SCHEDULES` says.
+fn cases() -> u32 {
+    std::env::var("SIM_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(24)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn histories_agree_with_the_model(ordered in any::<bool>(), steps in steps()) {
