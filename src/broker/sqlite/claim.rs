@@ -110,16 +110,21 @@ fn look_later(script: &mut Script, desk: &Desk, class: i64, now: i64, limit: i64
          LEFT JOIN record x ON x.event = l.event AND x.queue = l.queue LEFT JOIN shared s ON s.event = l.event \
          WHERE l.queue = ? AND l.class = ? AND l.due <= ? ORDER BY l.due, l.event LIMIT +?",
     );
-    let now = if seeded::bug("due-early") { now + 500 } else { now };
+    let now = due_by(now);
     script.bind(desk.id).bind(class).bind(now).bind(limit);
     statement
+}
+
+/// Up to when what is due is handed out.
+fn due_by(now: i64) -> i64 {
+    if seeded::bug("due-early") { now + 500 } else { now }
 }
 
 impl Look {
     /// Reads the answers. The look was written before it waited for the lock: what is not due at `now` any more, because
     /// the clock was set back meanwhile, stays.
     pub fn read(&self, answers: &[Answer], credit: &Credit, now: i64) -> Found {
-        let limit = credit.jobs.min(MOST);
+        let (limit, now) = (credit.jobs.min(MOST), due_by(now));
         let lane = |statement: usize, class: i64| -> VecDeque<Candidate> {
             let candidates = answers[statement].rows.iter().map(|row| candidate(row, class));
             candidates.filter(|candidate| candidate.kind == 0 || candidate.due <= now).collect()
