@@ -111,24 +111,15 @@ pub fn delivered(reply: &str) -> Option<Delivered<'_>> {
         let from = if index + skipped == 0 { 0 } else { ends[index + skipped - 1] + 1 };
         rest.get(from..ends[index + skipped])
     };
+    let number = |index: usize| token(index)?.parse::<u64>().ok();
     Some(Delivered {
         stream: token(0)?,
         consumer: token(1)?,
-        count: number(token(2)?)?,
-        seq: number(token(3)?)?,
-        sequence: number(token(4)?)?,
-        stored: number(token(5)?)?.try_into().ok()?,
-        pending: number(token(6)?)?,
-    })
-}
-
-fn number(digits: &str) -> Option<u64> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.bytes().try_fold(0u64, |number, digit| {
-        let digit = u64::from(digit.wrapping_sub(b'0'));
-        if digit > 9 { None } else { number.checked_mul(10)?.checked_add(digit) }
+        count: number(2)?,
+        seq: number(3)?,
+        sequence: number(4)?,
+        stored: number(5)?.try_into().ok()?,
+        pending: number(6)?,
     })
 }
 
