@@ -36,11 +36,11 @@ impl Bundle {
         text.put_slice(subject.as_bytes());
     }
 
-    /// Hands all of them over. What fails was not sent, and whoever needs an answer tries again.
+    /// Hands all of them over.
     pub async fn send(&mut self, client: &Client) {
         let Some((reply, payload)) = self.last.take() else { return };
         let subject = Subject::from_utf8(self.text.split().freeze()).expect("subjects and what we say are UTF-8");
-        // See above.
+        // What fails was not sent, and whoever needs an answer asks again.
         let _ = match reply {
             Some(reply) => client.publish_with_reply(subject, reply, payload).await,
             None => client.publish(subject, payload).await,
