@@ -16,7 +16,7 @@ use super::wire::{self, header};
 use crate::broker::{Delivery, Lane, Queue};
 use crate::message::headers::Builder;
 use crate::message::record::{self, Dead, Record};
-use crate::message::{Binding, Headers, Message};
+use crate::message::{Binding, Failure, Headers, Message, Origin, Reason};
 use crate::time::{Clock, Timestamp};
 
 /// Retries sooner than this are stored as due at once and put off by whoever receives them: a schedule is late by up
@@ -132,6 +132,28 @@ impl Context {
         deadline: Instant,
     ) -> Result<PubAck, Error> {
         letters::bury(&self.api, &self.names, record, dead, original, key, deadline).await
+    }
+
+    /// Stores what no worker will ever read as a dead letter, with all that it holds; one that is stored already counts.
+    pub async fn bury_unreadable(&self, origin: &Origin<'_>, original: &Message, why: String) -> Result<(), Error> {
+        let key = names::key(&origin.to_string(), 0);
+        if self.has_successor(&key, 0).await? {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let record =
+            Record { failure: Some(Failure::new("windlass::Unreadable", why, now, now)), ..Record::fresh(origin) };
+        let dead = Dead {
+            reason: Reason::Malformed,
+            attempts: 0,
+            job: self.queue.job.clone(),
+            queue: self.queue.name.clone(),
+            partition: None,
+            offset: Some(origin.seq),
+            worker: Some(self.worker.to_string()),
+        };
+        let deadline = Instant::now() + Duration::from_secs(5).min(self.lease / 3);
+        self.bury(&record, &dead, original, &key, deadline).await.map(drop)
     }
 
     /// Whether what follows the record of this number is stored: a later record of the job, or its dead letter.

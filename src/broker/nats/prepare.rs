@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use tokio::time::Instant;
 
 use super::context::Context;
 use super::mark::Mark;
@@ -12,8 +11,8 @@ use super::names;
 use super::part;
 use super::wire::{self, header};
 use crate::broker::{Delivery, Disposition, Lane};
-use crate::message::record::{self, Dead, Record};
-use crate::message::{Binding, Failure, Reason};
+use crate::message::Binding;
+use crate::message::record::{self, Record};
 
 /// What to do with a delivery.
 pub enum Prepared {
@@ -160,25 +159,8 @@ pub async fn prepare(
 /// No worker will ever read it: a dead letter with all its bytes and headers.
 async fn unreadable(context: &Context, delivery: Delivery, error: &record::Error) -> Prepared {
     tracing::error!(queue = %context.queue.name, seq = delivery.seq, error = %error, "a record cannot be read");
-    let origin = delivery.origin();
-    let key = names::key(&origin.to_string(), 0);
-    let now = context.clock.now();
-    let record = Record {
-        failure: Some(Failure::new("windlass::Unreadable", error.to_string(), now, now)),
-        ..Record::fresh(&origin)
-    };
-    let dead = Dead {
-        reason: Reason::Malformed,
-        attempts: 0,
-        job: context.queue.job.clone(),
-        queue: context.queue.name.clone(),
-        partition: None,
-        offset: Some(delivery.seq),
-        worker: Some(context.worker.to_string()),
-    };
-    let deadline = Instant::now() + Duration::from_secs(5).min(context.lease / 3);
-    match context.bury(&record, &dead, &delivery.message, &key, deadline).await {
-        Ok(_) => {
+    match context.bury_unreadable(&delivery.origin(), &delivery.message, error.to_string()).await {
+        Ok(()) => {
             let _taken = delivery.settle(Disposition::Ack).take();
             Prepared::Succeeded
         }

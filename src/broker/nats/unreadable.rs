@@ -11,17 +11,14 @@ use std::time::Duration;
 
 use async_nats::HeaderName;
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::api::{Error, Raw};
 use super::context::Context;
-use super::names;
 use super::topology::Subscription;
 use super::wire;
 use crate::broker::Lane;
 use crate::message::headers::Builder;
-use crate::message::record::{Dead, Record};
-use crate::message::{Binding, Failure, Headers, Message, Origin, Place, Reason};
+use crate::message::{Binding, Headers, Message, Origin, Place};
 
 /// So far behind the last that was handed out they are looked for: what lies further back was found when it was new.
 const WINDOW: u64 = 20_000;
@@ -75,26 +72,10 @@ async fn bury_one(
         binding: Binding::Dash,
     };
     let origin = Origin { place: &place, seq: raw.seq, at: raw.at() };
-    let key = names::key(&origin.to_string(), 0);
-    let now = context.clock.now();
     let why = format!("a header cannot be read: {line:?}; a name is ASCII without spaces, a value is UTF-8");
     tracing::error!(queue = %context.queue.name, stream, seq = raw.seq, error = %why, "a message cannot be read");
-    if !context.has_successor(&key, 0).await? {
-        let record =
-            Record { failure: Some(Failure::new("windlass::Unreadable", why, now, now)), ..Record::fresh(&origin) };
-        let dead = Dead {
-            reason: Reason::Malformed,
-            attempts: 0,
-            job: context.queue.job.clone(),
-            queue: context.queue.name.clone(),
-            partition: None,
-            offset: Some(raw.seq),
-            worker: Some(context.worker.to_string()),
-        };
-        let original = Message { headers: carried(&raw.headers), body: Some(raw.payload), key: None };
-        let deadline = Instant::now() + Duration::from_secs(5).min(context.lease / 3);
-        context.bury(&record, &dead, &original, &key, deadline).await?;
-    }
+    let original = Message { headers: carried(&raw.headers), body: Some(raw.payload), key: None };
+    context.bury_unreadable(&origin, &original, why).await?;
     // Of a delivery that nobody has seen the server knows itself which it was: it goes by the stream's sequence.
     let reply = format!("$JS.ACK.{stream}.{durable}.1.{}.1.{}.0", raw.seq, raw.stored.as_nanosecond());
     context.link.request(reply, None, Bytes::from_static(b"+ACK"), Duration::from_secs(2)).await?;
