@@ -108,6 +108,37 @@ fn headers_that_the_client_cannot_read_take_no_worker_off_its_queue() {
     });
 }
 
+/// A log does not say of each message whether it is settled; whoever found one remembers it.
+#[test]
+fn an_unreadable_message_whose_letter_was_removed_is_not_found_again() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        // While this one runs, nothing behind it is known to be settled.
+        kit::publish(&broker, "orders", &["0"]).await;
+        let running = work.one().await;
+        for body in ["first", "second"] {
+            publish_raw(&server, "orders", b"X Name: a\r\n", body.as_bytes());
+            let mut letters = Vec::new();
+            while letters.is_empty() {
+                // What is asked for must be received.
+                assert!(work.within(1, Duration::from_millis(20)).await.is_empty(), "it is not handed out");
+                letters = kit::letters(&broker).await;
+            }
+            let bodies: Vec<_> = letters.iter().map(|letter| letter.message.body.clone().unwrap_or_default()).collect();
+            assert_eq!(bodies, [body], "one letter each, once");
+            let removed = broker.dead_letters().purge(&letters).await;
+            assert!(matches!(removed[..], [Ok(true)]), "{removed:?}");
+        }
+        work.stored(running, Disposition::Ack).await;
+        broker.close().await;
+    });
+}
+
 /// The client library panics at such a value, which ends its task for good: the queue says so, and the next start
 /// finds the message before it comes again.
 #[test]

@@ -2,10 +2,12 @@
 //! connection at a line that it does not understand (bytes that are not UTF-8, a space in a name, no colon), so that
 //! one message of a careless producer would take every worker off its queue again and again.
 //!
-//! Where a connection ended while messages were on their way, they are looked for among what the server has handed
-//! out and nobody has settled, by their place, which is answered in JSON. What is found becomes a dead letter with all
-//! that it holds; a header that NATS cannot carry for us is kept in hexadecimal.
+//! Where a connection ended they are looked for, by their place, which is answered in JSON: among what the server has
+//! handed out since the last message that was read here, and, where connections end one soon after the other, among all
+//! that is not settled. What is found becomes a dead letter with all that it holds; a header that NATS cannot carry for
+//! us is kept in hexadecimal.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,20 +22,41 @@ use crate::broker::Lane;
 use crate::message::headers::Builder;
 use crate::message::{Binding, Headers, Message, Origin, Place};
 
-/// So far behind the last that was handed out they are looked for: what lies further back was found when it was new.
+/// So many places are looked at in one search.
 const WINDOW: u64 = 20_000;
 /// A header line that cannot be carried is kept under this name, in hexadecimal.
 const KEPT: &str = "windlass-hex-header";
 
-/// Looks for them in one consumer and moves each to the dead letters; how many.
-pub async fn bury(context: &Context, subscription: &Subscription, lane: Lane) -> Result<u64, Error> {
+/// Where to look, by the sequences of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// What was handed out after this one, the last that was read.
+    Behind(u64),
+    /// All that is not settled, as far as it is no further back than a search may reach: what lies there was found
+    /// when it was new, by whoever it came to then.
+    All,
+}
+
+/// Looks for them in one consumer and moves each that is not among `known` to the dead letters; their sequences are
+/// added there. A stream that keeps what is settled does not say of each message whether it is.
+pub async fn bury(
+    context: &Context,
+    subscription: &Subscription,
+    lane: Lane,
+    range: Range,
+    known: &mut BTreeSet<u64>,
+) -> Result<(), Error> {
     let Subscription { stream, durable, .. } = subscription;
-    let Some(info) = context.api.consumer(stream, durable).await? else { return Ok(0) };
+    let Some(info) = context.api.consumer(stream, durable).await? else { return Ok(()) };
     if info["num_ack_pending"].as_u64() == Some(0) {
-        return Ok(0);
+        return Ok(());
     }
     let last = info["delivered"]["stream_seq"].as_u64().unwrap_or(0);
-    let floor = info["ack_floor"]["stream_seq"].as_u64().unwrap_or(0).max(last.saturating_sub(WINDOW));
+    let settled = info["ack_floor"]["stream_seq"].as_u64().unwrap_or(0);
+    let (floor, last) = match range {
+        Range::Behind(seq) => (settled.max(seq), last.min(settled.max(seq) + WINDOW)),
+        Range::All => (settled.max(last.saturating_sub(WINDOW)), last),
+    };
     let config = &info["config"];
     let several = config["filter_subjects"].as_array().into_iter().flatten();
     let mut filters: Vec<&str> = several.chain([&config["filter_subject"]]).filter_map(|f| f.as_str()).collect();
@@ -41,20 +64,22 @@ pub async fn bury(context: &Context, subscription: &Subscription, lane: Lane) ->
     if filters.is_empty() {
         filters.push(">");
     }
-    let mut found = 0;
     for filter in filters {
         let mut seq = floor + 1;
         while seq <= last
             && let Some(raw) = context.api.next_raw(stream, seq, filter).await?.filter(|raw| raw.seq <= last)
         {
             seq = raw.seq + 1;
-            if let Err(line) = read(&raw.headers) {
+            if let Err(line) = read(&raw.headers)
+                && !known.contains(&raw.seq)
+            {
+                let found = raw.seq;
                 bury_one(context, subscription, lane, raw, &line).await?;
-                found += 1;
+                known.insert(found);
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 async fn bury_one(

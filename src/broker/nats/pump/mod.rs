@@ -13,7 +13,7 @@ mod intake;
 mod ordered;
 mod settling;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +52,10 @@ const CHANNELS: usize = 1_024;
 const TAKEN: usize = 1_024;
 /// How far behind the last delivery that came here others may have got theirs when a server died.
 const DOUBTFUL: u64 = 4_096;
+/// A connection that has not lived for so long, or for four leases, may have ended at what ended the one before it.
+const SOON: Duration = Duration::from_secs(60);
+/// Messages that the client cannot read, of one consumer, which are remembered.
+const UNREADABLE: usize = 1_024;
 
 /// One durable that is read.
 struct Consumer {
@@ -71,8 +75,9 @@ struct Consumer {
     highest: u64,
     /// Up to here a server that died may have forgotten what it had delivered and what was settled.
     doubtful: u64,
-    /// What the client cannot read is being looked for.
+    /// What the client cannot read is being looked for; and what was found, the newest.
     searching: bool,
+    unreadable: BTreeSet<u64>,
 }
 
 struct Inbox {
@@ -98,7 +103,7 @@ enum Done {
     Cleared,
     Made(usize, Result<(), super::api::Error>),
     /// Of a connection, by its number.
-    Searched(usize, u64, Result<u64, super::api::Error>),
+    Searched(usize, u64, BTreeSet<u64>, Result<(), super::api::Error>),
 }
 
 /// See the module.
@@ -121,8 +126,8 @@ pub struct Pump {
     inbox: Option<Inbox>,
     /// The server, and the first connection to it.
     server: (String, u64),
-    /// The connection after whose beginning was looked for what the client cannot read.
-    searched: u64,
+    /// The connection after whose beginning was looked for what the client cannot read, and when that was.
+    searched: (u64, Moment),
     ordered: Option<Ordered>,
     /// How often an inbox was made anew for silence since anything was heard.
     silences: u32,
@@ -174,6 +179,7 @@ impl Pump {
                 highest: 0,
                 doubtful: 0,
                 searching: false,
+                unreadable: BTreeSet::new(),
             })
             .collect();
         let consumers: Vec<Consumer> = consumers;
@@ -199,7 +205,7 @@ impl Pump {
             tasks: JoinSet::new(),
             preparing: 0,
             inbox: None,
-            searched: 0,
+            searched: (0, Moment::ZERO),
             ordered,
             silences: 0,
             unheard: None,
@@ -306,20 +312,27 @@ impl Pump {
             // Its task has ended, as it does where it panics: nothing more will ever come over this connection.
             Err(error) => self.shared.fail(format!("the NATS client has stopped ({error}); start the worker again")),
         }
-        if epoch != self.searched {
-            self.searched = epoch;
-            (0..self.consumers.len()).for_each(|index| self.search(index));
+        let (before, since) = self.searched;
+        if epoch != before {
+            let now = self.now();
+            self.searched = (epoch, now);
+            // What comes again and again comes once a lease.
+            let soon = now.saturating_sub(since) < SOON.max(4 * self.context.lease);
+            (0..self.consumers.len()).for_each(|index| self.search(index, soon));
         }
     }
 
-    /// A connection has begun, perhaps because the one before ended at a message that the client cannot read.
-    fn search(&mut self, index: usize) {
+    /// A connection has begun, perhaps because the one before ended at a message that the client cannot read. `soon`:
+    /// after the one before had begun, so that it may be one that comes again, from anywhere.
+    fn search(&mut self, index: usize, soon: bool) {
         let consumer = &mut self.consumers[index];
         if !std::mem::replace(&mut consumer.searching, true) {
             let (context, subscription, lane) = (self.context.clone(), consumer.subscription.clone(), consumer.lane);
-            let epoch = self.searched;
+            let (epoch, mut known) = (self.searched.0, consumer.unreadable.clone());
+            let range = if soon { unreadable::Range::All } else { unreadable::Range::Behind(consumer.highest) };
             self.tasks.spawn(async move {
-                Done::Searched(index, epoch, unreadable::bury(&context, &subscription, lane).await)
+                let found = unreadable::bury(&context, &subscription, lane, range, &mut known).await;
+                Done::Searched(index, epoch, known, found)
             });
         }
     }
@@ -493,11 +506,15 @@ impl Pump {
                 tracing::warn!(queue = %self.context.queue.name, error = %error, "failed to make a consumer anew");
                 self.look(index);
             }
-            Done::Searched(index, epoch, found) => {
-                self.consumers[index].searching = false;
+            Done::Searched(index, epoch, mut known, found) => {
+                while known.len() > UNREADABLE {
+                    known.pop_first();
+                }
+                let consumer = &mut self.consumers[index];
+                (consumer.searching, consumer.unreadable) = (false, known);
                 // Another connection ended meanwhile, perhaps at what was handed out after the search had begun.
-                if epoch != self.searched {
-                    self.search(index);
+                if epoch != self.searched.0 {
+                    self.search(index, true);
                 }
                 if let Err(error) = found {
                     tracing::warn!(queue = %self.context.queue.name, error = %error, "failed to look for what cannot be read");
