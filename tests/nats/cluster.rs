@@ -36,7 +36,8 @@ fn leaders_step_down_and_a_node_dies_under_work() {
         while done.len() < EVENTS {
             let deliveries = work.within(8, Duration::from_secs(30)).await;
             assert!(!deliveries.is_empty(), "nothing comes any more; {} are done", done.len());
-            let said: Vec<_> = deliveries.iter().map(|delivery| (delivery.seq, delivery.message.body.clone())).collect();
+            let said: Vec<_> =
+                deliveries.iter().map(|delivery| (delivery.seq, delivery.message.body.clone())).collect();
             let batch = deliveries.into_iter().map(|delivery| delivery.settle(Disposition::Ack)).collect();
             for ((seq, body), settled) in said.into_iter().zip(work.settler.settle(batch).await) {
                 if settled == Settled::Stored {
