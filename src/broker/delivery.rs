@@ -30,8 +30,8 @@ pub trait Leases: Send + Sync {
     /// A delivery was dropped unsettled: give it back at once, without using an attempt. Must not block.
     fn release(&self, token: Token);
 
-    /// Whether a delivery that waited in hand may still be begun. False where the broker is known to have forgotten that
-    /// it gave it out, and gives it out again: the worker then gives it back.
+    /// Whether a delivery that waited in hand may still be begun. False where its lease is known to be lost, or the
+    /// broker to have forgotten that it gave it out, and gives it out again: the worker then gives it back.
     fn may_begin(&self, _token: Token) -> bool {
         true
     }

@@ -68,16 +68,17 @@ pub async fn stale_changes_nothing<S: Subject>(mut bench: Bench<S>) {
     let first = bench.connect().await;
     let mut frozen = first.open(&queue).await;
     let second = bench.connect().await;
-    first.publish("orders", &["a", "b", "c"]).await;
-    let in_hand = frozen.take(3).await;
+    first.publish("orders", &["a", "b", "c", "d"]).await;
+    let mut in_hand = frozen.take(4).await;
     let lost: Vec<_> = in_hand.iter().map(|delivery| delivery.lost()).collect();
     let mut taker = second.open(&queue).await;
     first.freeze(S::LEASE * 4);
     // While the first one sleeps its leases run out, and the second gets the jobs.
-    let taken = taker.take(3).await;
-    assert_eq!(sorted(&taken), ["a", "b", "c"]);
+    let taken = taker.take(4).await;
+    assert_eq!(sorted(&taken), ["a", "b", "c", "d"]);
     assert!(taken.iter().all(|delivery| delivery.attempt().get() == 1), "a lost lease uses no attempt");
-    // The first wakes up and settles as if nothing had happened.
+    // The first wakes up and settles as if nothing had happened, but for one that has not begun.
+    let waiting = in_hand.pop().expect("there are four");
     let dispositions = |delivery: &windlass::broker::Delivery| match body(&delivery.message).as_str() {
         "a" => retry(Duration::ZERO, 2),
         "b" => dead(Reason::Permanent, 1, Some("b"), "invoice"),
@@ -90,6 +91,8 @@ pub async fn stale_changes_nothing<S: Subject>(mut bench: Bench<S>) {
     let settled = frozen.settler.settle(batch.collect()).await;
     assert!(!settled.contains(&Settled::Stored), "nothing of a stale settlement is stored: {settled:?}");
     assert!(second.letters().await.is_empty(), "a stale settlement dead-letters nothing");
+    assert!(!waiting.channel.leases.may_begin(waiting.token), "what was lost before it began does not begin");
+    drop(waiting);
     taker.nothing_for(Duration::from_millis(500)).await;
     assert!(lost.iter().all(|lost| lost.is_cancelled()), "whoever lost a lease is told");
     taker.ack(taken).await;

@@ -262,7 +262,11 @@ impl Leases for Shared {
     }
 
     fn may_begin(&self, token: Token) -> bool {
-        !self.watched.load(Ordering::Acquire) || !self.watch.lock().barred.contains(&token)
+        if !self.watched.load(Ordering::Acquire) {
+            return true;
+        }
+        let watch = self.watch.lock();
+        !watch.barred.contains(&token) && !watch.lost.contains(&token)
     }
 
     fn lost(&self, token: Token) -> Lost {

@@ -28,6 +28,8 @@ pub struct Desk {
     state: Mutex<State>,
     arrived: Notify,
     hands: Mutex<Hands>,
+    /// Leases were lost before, and may be among the hands.
+    any_lost: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
 }
 
@@ -83,6 +85,7 @@ impl Desk {
             state: Mutex::default(),
             arrived: Notify::new(),
             hands: Mutex::new(HashMap::with_hasher(foldhash::fast::FixedState::default())),
+            any_lost: AtomicBool::default(),
             trouble: Mutex::default(),
         };
         desk.reopen(queue);
@@ -204,6 +207,7 @@ impl Desk {
 
     /// All leases are lost: who runs on is told, and settles in vain.
     pub fn lose_all(&self) {
+        self.any_lost.store(true, Ordering::Release);
         self.hands(|hands| {
             for hand in hands.values_mut() {
                 hand.stale = true;
@@ -228,6 +232,11 @@ impl Desk {
 impl Leases for Desk {
     fn release(&self, token: Token) {
         self.tell(Command::Release { queue: self.id, event: token.0 as i64 });
+    }
+
+    fn may_begin(&self, token: Token) -> bool {
+        let is_stale = |hands: &mut Hands| hands.get(&(token.0 as i64)).is_some_and(|hand| hand.stale);
+        !self.any_lost.load(Ordering::Acquire) || !self.hands(is_stale)
     }
 
     fn lost(&self, token: Token) -> Lost {
