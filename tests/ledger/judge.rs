@@ -95,6 +95,10 @@ pub enum Kind {
     Broker,
     /// The wall clock was set.
     Stepped,
+    /// All bytes were held up for a moment.
+    Delayed,
+    /// Dead letters were refused.
+    Refused,
 }
 
 /// What the workers were told.
@@ -207,6 +211,8 @@ struct Run {
     end: u64,
     /// How it ended; `None`: its worker was killed, or it still runs.
     how: Option<What>,
+    /// It is to end as a dead letter.
+    last: bool,
 }
 
 impl Run {
@@ -292,6 +298,12 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 fn runs(story: &Story) -> Runs {
+    let last: HashMap<(&str, u64), u32> = story
+        .jobs
+        .iter()
+        .filter(|job| job.ends != Ends::Done)
+        .map(|job| ((job.queue.as_str(), job.number), job.attempts))
+        .collect();
     let mut runs: Runs = HashMap::new();
     let mut open: HashMap<(u32, u32), ((String, u64), usize)> = HashMap::new();
     for record in &story.records {
@@ -299,7 +311,15 @@ fn runs(story: &Story) -> Runs {
         if record.what == What::Start {
             let list = runs.entry(id.clone()).or_default();
             open.insert(tag, (id, list.len()));
-            list.push(Run { attempt: record.attempt, pid: record.pid, start: record.at, end: u64::MAX, how: None });
+            let last = last.get(&(record.queue.as_str(), record.job)) == Some(&record.attempt);
+            list.push(Run {
+                attempt: record.attempt,
+                pid: record.pid,
+                start: record.at,
+                end: u64::MAX,
+                how: None,
+                last,
+            });
         } else if let Some((id, index)) = open.remove(&tag) {
             let run = &mut runs.get_mut(&id).expect("it was opened")[index];
             (run.end, run.how) = (record.at, Some(record.what));
@@ -353,10 +373,10 @@ fn explains(story: &Story, run: &Run) -> bool {
 
 /// Whether such a fault came while this run was going on, or finished and possibly not yet confirmed.
 fn hit(story: &Story, run: &Run, kind: Kind) -> bool {
-    let rules = &story.rules;
+    let (rules, unconfirmed_until) = (&story.rules, unconfirmed_until(story, run));
     story.faults.iter().filter(|fault| fault.kind == kind).any(|fault| {
         let its = fault.pid.is_none_or(|pid| pid == run.pid);
-        let open = run.start <= fault.to && unconfirmed_until(story, run) >= fault.from;
+        let open = run.start <= fault.to && unconfirmed_until >= fault.from;
         its && match kind {
             Kind::Killed | Kind::Broker => open,
             Kind::Frozen if run.start <= fault.to && run.end >= fault.to => {
@@ -364,8 +384,8 @@ fn hit(story: &Story, run: &Run, kind: Kind) -> bool {
             }
             Kind::Frozen => open && fault.to - fault.from >= nanos(rules.lease) * 3 / 4,
             Kind::Left => run.how == Some(What::Cancelled) && run.end >= fault.from + nanos(rules.grace),
-            // Leases are on another clock, and nothing but due times on this one.
-            Kind::Stepped => false,
+            // Leases are on another clock, and nothing but due times on this one. What waits is not lost.
+            Kind::Stepped | Kind::Delayed | Kind::Refused => false,
         }
     })
 }
@@ -376,14 +396,20 @@ fn forgotten(story: &Story, runs: &[Run], run: &Run) -> bool {
     runs.iter().any(|other| other.attempt == run.attempt && other.start < run.start && hit(story, other, Kind::Broker))
 }
 
-/// Until when the end of a run may be unconfirmed: while the broker is down, or somebody sleeps on its lock, nothing is.
+/// Until when the end of a run may be unconfirmed: while the broker is down, or somebody sleeps on its lock, nothing is,
+/// and while dead letters are refused what ends as one is not.
 fn unconfirmed_until(story: &Story, run: &Run) -> u64 {
     let rules = &story.rules;
     let mut until = run.end.saturating_add(nanos(rules.unconfirmed));
     let mut stops: Vec<&Fault> = story
         .faults
         .iter()
-        .filter(|fault| fault.kind == Kind::Broker || fault.kind == Kind::Frozen && rules.one_lock)
+        .filter(|fault| match fault.kind {
+            Kind::Broker => true,
+            Kind::Frozen => rules.one_lock,
+            Kind::Refused => run.last,
+            _ => false,
+        })
         .filter(|fault| fault.to > run.end)
         .collect();
     stops.sort_by_key(|fault| fault.from);

@@ -254,6 +254,26 @@ impl<S: Subject> Site<S> {
         is_cut
     }
 
+    /// What goes to the broker and back is held up, for so long; `false` where there is no connection.
+    pub fn delay(&mut self, lasting: Duration) -> bool {
+        let from = record::now();
+        let is_held_up = self.subject.delay(lasting);
+        if is_held_up {
+            self.fault(Kind::Delayed, None, from);
+        }
+        is_held_up
+    }
+
+    /// The broker takes no dead letters for so long; `false` where it cannot be told so.
+    pub fn refuse_letters(&mut self, lasting: Duration) -> bool {
+        let from = record::now();
+        let is_refused = self.subject.refuse_letters(lasting);
+        if is_refused {
+            self.fault(Kind::Refused, None, from);
+        }
+        is_refused
+    }
+
     /// Does something that no worker and no broker could do anything about: whatever it hit is explained.
     pub fn disturb(&mut self, disturb: impl FnOnce(&mut Self)) {
         let from = record::now();

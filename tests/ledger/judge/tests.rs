@@ -241,6 +241,21 @@ fn what_another_sleeps_on_is_unconfirmed_for_as_long() {
 }
 
 #[test]
+fn while_letters_are_refused_what_ends_as_one_is_unconfirmed() {
+    let again = |attempts| {
+        let tale = tale(Ends::Dead("permanent"), attempts).run(1, 7, 1, 0, Some((5, What::Refused)));
+        let mut tale = tale.run(1, 8, 1, 9_000, Some((9_005, What::Refused))).fault(Kind::Refused, None, 500, 6_000);
+        if attempts == 2 {
+            tale = tale.run(1, 8, 2, 9_500, Some((9_505, What::Refused)));
+        }
+        tale.letter("permanent", attempts, b"body")
+    };
+    again(1).breaks(&[Rule::Duplicate]);
+    again(1).fault(Kind::Broker, None, 5_000, 8_000).breaks(&[]);
+    again(2).fault(Kind::Broker, None, 5_000, 8_000).breaks(&[Rule::Duplicate]);
+}
+
+#[test]
 fn a_job_is_condemned_for_its_crashes_only() {
     let crashing = |kills: u32| {
         let mut tale = tale(Ends::Done, 1);
