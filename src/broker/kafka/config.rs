@@ -115,7 +115,7 @@ impl Settings {
         // all partitions that have something are read ahead of, the client asks for the others only, such as those of the
         // queue's own topic: the broker must not hold that question longer than what was read ahead lasts.
         for (name, value) in
-            [("queued.max.messages.kbytes", "2048"), ("fetch.queue.backoff.ms", "4"), ("fetch.wait.max.ms", "20")]
+            [("queued.max.messages.kbytes", "2048"), ("fetch.queue.backoff.ms", "4"), ("fetch.wait.max.ms", "50")]
         {
             if config.get(name).is_none() {
                 config.set(name, value);
