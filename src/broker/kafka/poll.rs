@@ -346,16 +346,18 @@ impl Running {
         let mut moved = Vec::new();
         for ((topic, number), seat) in &mut self.queues {
             let id = &seat.id;
-            let (room, again) = {
+            let room = {
                 let mut state = shared.state.lock();
                 let Some(partition) = state.partitions.get_mut(id) else { continue };
-                let room = partition.room(records, bytes);
-                let again = partition.room(records, bytes / 2) >= records / 2 || partition.reread_from().is_some();
-                partition.full = room == 0 || seat.paused && !again;
-                (room, again)
+                // Each pause throws away what the client has read ahead: it ends when there is room for many.
+                let again = !seat.paused
+                    || partition.room(records, bytes / 2) >= records / 2
+                    || partition.reread_from().is_some();
+                let room = if again { partition.room(records, bytes) } else { 0 };
+                partition.full = room == 0;
+                room
             };
-            // Not reading is what stops it; the broker is told only when that lasts, and told to go on only when
-            // there is room for many, since each time throws away what the client has read ahead.
+            // Not reading is what stops it; the broker is told only when that lasts.
             if room == 0 {
                 let since = *seat.full_since.get_or_insert_with(Instant::now);
                 if !seat.paused && since.elapsed() >= PAUSE_AFTER {
@@ -364,9 +366,6 @@ impl Running {
                 continue;
             }
             if seat.paused {
-                if !again {
-                    continue;
-                }
                 seat.paused = !paused(&self.consumer, topic, *number, false);
             }
             seat.full_since = None;
