@@ -301,43 +301,14 @@ pub fn until(clock: &Clock, at: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use super::super::takeover::{open, partition, read};
     use super::*;
-    use crate::broker::kafka::native::Arrived;
-    use crate::broker::kafka::partition::Setup;
-    use crate::broker::kafka::takeover::NoLease;
-    use crate::broker::{Channel, Lane};
-    use crate::message::{Binding, Place};
 
-    fn opened(id: u64) -> Partition {
-        let place = Arc::new(Place {
-            position: format!("kafka:t:{id}"),
-            source: "kafka://t".to_owned(),
-            topic: Some("t".into()),
-            binding: Binding::Kafka,
-        });
-        let channel = |lane| Arc::new(Channel { lane, place: place.clone(), leases: Arc::new(NoLease) });
-        let (first, again) = (channel(Lane::Fresh), channel(Lane::Retry));
-        let mut partition = Partition::new(Setup {
-            id,
-            topic: "t".into(),
-            number: id as i32,
-            first,
-            again,
-            committed: 0,
-            memo: None,
-            owner: 1,
-            ordered: false,
-            max_crashes: 3,
-            limit: crate::broker::kafka::memo::LIMIT,
-        });
-        partition.opened = true;
+    fn opened(number: i32) -> Partition {
+        let mut partition = partition(number as u64, 0, None, false);
+        partition.number = number;
+        open(&mut partition);
         partition
-    }
-
-    fn arrive(partition: &mut Partition, offsets: std::ops::Range<i64>) {
-        let at = Timestamp::from_millis(0);
-        let arrived = offsets.map(|offset| Arrived { offset, at, message: Message::default() });
-        partition.arrive(arrived, |_| None, |_| Ok(None), at);
     }
 
     #[test]
@@ -348,9 +319,9 @@ mod tests {
         let (records, bytes) = state.read_ahead();
         let credit = |jobs| Credit { jobs, fresh_floor: 0, retry_floor: 0, bytes: usize::MAX, suspect: true };
         let one = state.partitions.get_mut(&1).expect("added");
-        arrive(one, 0..(records * 3 / 4) as i64);
+        read(one, 0..(records * 3 / 4) as i64);
         assert_eq!(one.room(records, bytes), records - records * 3 / 4, "a quarter is worth a read");
-        arrive(one, (records * 3 / 4) as i64..(records * 3 / 4 + 1) as i64);
+        read(one, (records * 3 / 4) as i64..(records * 3 / 4 + 1) as i64);
         assert_eq!(one.room(records, bytes), 0, "less is not");
         one.full = true;
         assert!(!state.has_room_again());

@@ -17,7 +17,7 @@ use crate::message::{Attempt, Binding, Failure, Message, Place};
 use crate::time::Timestamp;
 
 /// Of records that are only looked at.
-pub struct NoLease;
+struct NoLease;
 
 impl Leases for NoLease {
     fn release(&self, _: Token) {}
