@@ -6,8 +6,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use windlass::broker::{self, Broker, Credit, Delivery, Destination, Opened, Options, Publication, Queue, Role, Start};
-use windlass::message::{Headers, JobName, Message, Namespace, QueueName, Topic};
+use windlass::broker::{
+    self, Broker, Credit, Delivery, Destination, Disposition, Opened, Options, Publication, Queue, Role, Start,
+};
+use windlass::message::{Failure, Headers, JobName, Message, Namespace, QueueName, Reason, Topic};
 use windlass::time::Clock;
 
 use crate::support::kafka::Kafka;
@@ -239,6 +241,18 @@ pub async fn take(opened: &mut Opened, count: usize) -> Vec<Delivery> {
         taken.extend(more.expect("they come in time").expect("the source is well"));
     }
     taken
+}
+
+/// To the dead letters, at the first attempt.
+pub fn dead() -> Disposition {
+    let now = Clock::System.now();
+    Disposition::DeadLetter {
+        reason: Reason::Permanent,
+        failure: Failure::new("E", "no", now, now),
+        attempts: 1,
+        event_id: None,
+        job: JobName::new("q").unwrap(),
+    }
 }
 
 /// The body as text.

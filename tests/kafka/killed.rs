@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use windlass::broker::{Disposition, Letter, Settled};
-use windlass::message::{Failure, JobName, Reason};
-use windlass::time::Clock;
 
-use super::desk::{Desk, SOON, body, nothing_within, take};
+use super::desk::{Desk, SOON, body, dead, nothing_within, take};
 use crate::support::kafka::Kafka;
 use crate::support::proxy::{Cut, Proxy, Toward};
 use crate::support::{port, tool, wait};
@@ -47,17 +45,6 @@ impl Site {
     fn part(&self) {
         self.proxy.refuse();
         self.proxy.cut(Cut::Reset);
-    }
-}
-
-fn dead() -> Disposition {
-    let now = Clock::System.now();
-    Disposition::DeadLetter {
-        reason: Reason::Permanent,
-        failure: Failure::new("E", "no", now, now),
-        attempts: 1,
-        event_id: None,
-        job: JobName::new("q").unwrap(),
     }
 }
 

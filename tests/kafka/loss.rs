@@ -4,22 +4,9 @@
 use std::time::Duration;
 
 use windlass::broker::{Disposition, Overtaken, Settled, Start};
-use windlass::message::{Failure, JobName, Reason};
-use windlass::time::Clock;
 
-use super::desk::{Desk, SOON, body, take};
+use super::desk::{Desk, SOON, body, dead, take};
 use crate::support::{wait, worker};
-
-fn dead(reason: Reason) -> Disposition {
-    let now = Clock::System.now();
-    Disposition::DeadLetter {
-        reason,
-        failure: Failure::new("E", "no", now, now),
-        attempts: 1,
-        event_id: None,
-        job: JobName::new("q").unwrap(),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mode_18_a_record_that_cannot_be_read_becomes_a_dead_letter_with_its_bytes_and_blocks_nothing() {
@@ -117,7 +104,7 @@ async fn topics_of_ours_are_trimmed_and_a_mark_goes_when_the_log_has_passed_its_
     desk.publish(&broker, "a", &[("1", None), ("2", None), ("3", None)]).await;
     let mut opened = broker.open(&queue).await.unwrap();
     for delivery in take(&mut opened, 3).await {
-        assert_eq!(opened.settler.settle(vec![delivery.settle(dead(Reason::Permanent))]).await, [Settled::Stored]);
+        assert_eq!(opened.settler.settle(vec![delivery.settle(dead())]).await, [Settled::Stored]);
     }
     let letters = async |broker: &std::sync::Arc<dyn windlass::broker::Broker>| {
         use futures_util::StreamExt as _;

@@ -6,24 +6,13 @@ use std::time::{Duration, Instant};
 
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use windlass::broker::{Broker, Disposition, Opened, Settled, Trouble};
-use windlass::message::{Attempt, Failure, JobName, Reason};
+use windlass::message::{Attempt, Failure};
 use windlass::time::Clock;
 
-use super::desk::{Desk, SOON, body, take};
+use super::desk::{Desk, SOON, body, dead, take};
 use crate::support::kafka::Kafka;
 use crate::support::proxy::Proxy;
 use crate::support::{tool, wait};
-
-fn dead() -> Disposition {
-    let now = Clock::System.now();
-    Disposition::DeadLetter {
-        reason: Reason::Permanent,
-        failure: Failure::new("E", "no", now, now),
-        attempts: 1,
-        event_id: None,
-        job: JobName::new("q").unwrap(),
-    }
-}
 
 fn in_an_hour() -> Disposition {
     let now = Clock::System.now();
