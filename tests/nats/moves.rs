@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use windlass::broker::{Disposition, Trouble};
+use windlass::broker::{Delivery, Disposition, Trouble};
 
 use super::kit::{self, Behind, LEASE, SOON, connect, open, publish, queue, run};
 use crate::support::nats::{Nats, Release};
@@ -95,23 +95,8 @@ fn what_comes_again_although_its_successor_is_stored_is_only_acknowledged() {
         // What a worker does that is killed between storing and acknowledging: it stores, and its lease runs out.
         let behind = Behind::connect(&server.url()).await;
         for delivery in &deliveries {
-            let origin = delivery.origin().to_string();
-            let key = origin.trim_start_matches("nats:").replace(':', "-").replace('_', "_5f");
-            let mut headers = async_nats::HeaderMap::new();
-            headers.insert("ce-windlassrecord", "1");
-            headers.insert("ce-attempt", "2");
-            headers.insert("ce-origin", origin.as_str());
-            headers.insert("Nats-Windlass-Hop", "1");
-            let subject = if delivery.seq == 1 {
-                let later = windlass::time::Clock::System.now().after(Duration::from_secs(5));
-                headers.insert("ce-notbefore", later.to_rfc3339().as_str());
-                format!("t.work.one.run.{key}-0")
-            } else {
-                format!("t.dead.one.{key}-0")
-            };
-            behind.0.publish_with_headers(subject, headers, "{}".into()).await.expect("published");
+            follow(&behind, delivery, if delivery.seq == 1 { "work.one.run" } else { "dead.one" }).await;
         }
-        behind.0.flush().await.expect("sent");
         first.die(deliveries);
         // Another worker, to which both come again after the lease.
         let mut work = open(&second, &one).await;
@@ -124,6 +109,52 @@ fn what_comes_again_although_its_successor_is_stored_is_only_acknowledged() {
         let info = behind.api("CONSUMER.INFO.t_events.t_one", Value::Null).await;
         assert_eq!((&info["num_ack_pending"], &info["num_pending"]), (&json!(0), &json!(0)), "both are acknowledged");
     });
+}
+
+#[test]
+fn what_is_followed_while_it_waits_for_a_slot_does_not_start() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let one = queue("one", &["orders"]);
+        let mut first = kit::doomed(&server.url(), &one).await;
+        let second = connect(&server.url(), std::slice::from_ref(&one)).await;
+        publish(&second, "orders", &["retried"]).await;
+        let held = first.work.take(1).await;
+        let mut work = open(&second, &one).await;
+        first.die(held);
+        // It was looked up, and waits here; now whoever had it before has failed and stored its retry.
+        let waiting = work.one().await;
+        assert!(waiting.needs_mark && waiting.attempt().get() == 1);
+        let behind = Behind::connect(&server.url()).await;
+        follow(&behind, &waiting, "work.one.run").await;
+        assert_eq!(work.settler.mark(&[&waiting]).await, [false]);
+        drop(waiting);
+        let next = work.one().await;
+        assert_eq!(next.attempt().get(), 2);
+        work.stored(next, Disposition::Ack).await;
+        second.close().await;
+        let info = behind.api("CONSUMER.INFO.t_events.t_one", Value::Null).await;
+        assert_eq!((&info["num_ack_pending"], &info["num_pending"]), (&json!(0), &json!(0)), "it is acknowledged");
+        let info = behind.api("STREAM.INFO.t_work", Value::Null).await;
+        assert_eq!(info["state"]["messages"], 0, "no mark is left");
+    });
+}
+
+/// What follows a delivery, as another worker stores it: its second attempt in a while, or its dead letter.
+async fn follow(behind: &Behind, delivery: &Delivery, place: &str) {
+    let origin = delivery.origin().to_string();
+    let key = origin.trim_start_matches("nats:").replace(':', "-").replace('_', "_5f");
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("ce-windlassrecord", "1");
+    headers.insert("ce-attempt", "2");
+    headers.insert("ce-origin", origin.as_str());
+    headers.insert("Nats-Windlass-Hop", "1");
+    if place.starts_with("work") {
+        let later = windlass::time::Clock::System.now().after(Duration::from_secs(5));
+        headers.insert("ce-notbefore", later.to_rfc3339().as_str());
+    }
+    behind.0.publish_with_headers(format!("t.{place}.{key}-0"), headers, "{}".into()).await.expect("published");
+    behind.0.flush().await.expect("sent");
 }
 
 #[test]

@@ -56,6 +56,15 @@ impl Context {
         self.write(mark, &body).await
     }
 
+    /// Likewise, and whether it may start: what was looked up may have waited for a slot since, and who had it before may
+    /// have stored what follows it. Such a one is given back, and acknowledged when it comes again.
+    pub async fn start_unless_followed(&self, mark: &Mark, hop: u64) -> Result<(u64, bool), Error> {
+        let seq = self.start(mark).await?;
+        // In key order what follows stays in hand, and is remembered elsewhere.
+        let may_start = self.queue.ordered || matches!(self.has_successor(&mark.key, hop).await, Ok(false));
+        Ok((seq, may_start))
+    }
+
     /// The run has ended: `settled`, or given back. Failing is harmless while this process is present.
     pub async fn clear(&self, mark: &Mark, settled: bool) {
         let cleared = if !settled && mark.crashes > 0 {

@@ -99,7 +99,8 @@ enum Done {
     Moved(Key, Moved),
     Looked(usize, Result<bool, String>),
     Counted(usize, u64, Result<(usize, u64), super::api::Error>),
-    Marked(Vec<(Key, Result<Option<u64>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
+    /// The sequence of each mark, and whether it may start.
+    Marked(Vec<(Key, Result<Option<(u64, bool)>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
     Cleared,
     Made(usize, Result<(), super::api::Error>),
     /// Of a connection, by its number.
@@ -381,14 +382,14 @@ impl Pump {
                 for key in tokens.iter().map(|token| Key(token.0, token.1)) {
                     // One whose lease has ended is not ours to start, and needs no mark to be refused.
                     let mark = if self.is_lost(key) { None } else { self.marks.get(&key).cloned() };
-                    marks.push((key, mark));
+                    marks.push((key, mark, self.hops.get(&key).copied().unwrap_or(0)));
                 }
                 self.tasks.spawn(async move {
-                    let starts = marks.into_iter().map(|(key, mark)| {
+                    let starts = marks.into_iter().map(|(key, mark, hop)| {
                         let context = context.clone();
                         async move {
                             match mark {
-                                Some(mark) => (key, context.start(&mark).await.map(Some)),
+                                Some(mark) => (key, context.start_unless_followed(&mark, hop).await.map(Some)),
                                 None => (key, Ok(None)),
                             }
                         }
@@ -482,10 +483,11 @@ impl Pump {
                 let mut stored = Vec::with_capacity(marked.len());
                 for (key, result) in marked {
                     // One whose lease ended meanwhile is not ours to start.
-                    stored.push(result.is_ok() && !self.is_lost(key));
+                    let may_start = result.as_ref().is_ok_and(|marked| marked.is_none_or(|(_, may_start)| may_start));
+                    stored.push(may_start && !self.is_lost(key));
                     match (result, self.marks.get_mut(&key)) {
-                        (Ok(seq), Some(mark)) => {
-                            mark.seq = seq.or(mark.seq);
+                        (Ok(marked), Some(mark)) => {
+                            mark.seq = marked.map(|(seq, _)| seq).or(mark.seq);
                             mark.ours = true;
                         }
                         (Ok(_), None) => {}
