@@ -349,8 +349,23 @@ pub enum Trouble {
     Broker(String),
     /// Partitions are moving.
     Rebalance,
-    /// The window of an ordered or held-up queue is full.
+    /// What was read ahead is full of what waits for a key, or for one job, to end, and none of it can be handed over.
+    /// The engine goes on asking: what can be handed over next comes at once.
     Order,
+}
+
+/// The lowest event, in the order of its log, that has not ended: for as long as it has not, nothing behind it is
+/// forgotten by the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Where it lies: a partition and its offset.
+    pub place: String,
+    /// For how long it has been the lowest.
+    pub age: Duration,
+    /// How far behind it was read: events, at most.
+    pub span: u64,
+    /// Whether nothing more of its partition can be handed over until it ends.
+    pub full: bool,
 }
 
 /// Carries dispositions out. Shared; adapters batch behind it.
@@ -377,6 +392,12 @@ pub trait Settler: Send + Sync {
     /// broker whose topics have no retention (memory, SQLite) has none.
     fn overtaken(&self) -> Vec<Overtaken> {
         Vec::new()
+    }
+
+    /// Of the events of this queue that hold up what is behind them, the one that has done so for longest. Asked once a
+    /// second. `None` where nothing is in hand, and on a broker that settles each event by itself.
+    fn head(&self) -> Option<Head> {
+        None
     }
 }
 

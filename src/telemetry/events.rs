@@ -425,6 +425,40 @@ impl DeadLetterRecovered<'_> {
     }
 }
 
+/// One job that does not end keeps everything behind it in its partition.
+pub struct HeldUp<'a> {
+    /// The queue.
+    pub queue: &'a QueueName,
+    /// Where its event lies.
+    pub place: &'a str,
+    /// For how long it has held the others up.
+    pub age: Duration,
+    /// How far behind it was read.
+    pub span: u64,
+}
+
+impl HeldUp<'_> {
+    /// Warn: other partitions go on, this one does when that job has ended.
+    pub fn emit(&self) {
+        let (duration_ms, span) = (millis(self.age), self.span);
+        let (queue, place) = (self.queue.as_str(), self.place);
+        tracing::warn!(queue, place, duration_ms, span, "one job holds up everything behind it in its partition");
+    }
+}
+
+/// What was held up goes on.
+pub struct GoesOn<'a> {
+    /// The queue.
+    pub queue: &'a QueueName,
+}
+
+impl GoesOn<'_> {
+    /// Info.
+    pub fn emit(&self) {
+        tracing::info!(queue = self.queue.as_str(), "no partition is held up any more");
+    }
+}
+
 /// The broker does not answer.
 pub struct BrokerLost<'a> {
     /// Its address, without passwords.

@@ -25,7 +25,7 @@ enum Kind {
 }
 
 /// Every family: name, kind, help.
-const FAMILIES: [(&str, Kind, &str); 22] = [
+const FAMILIES: [(&str, Kind, &str); 24] = [
     ("windlass_jobs_total", Kind::Counter, "Attempts that ended, by outcome."),
     ("windlass_job_retries_total", Kind::Counter, "Retries that were stored."),
     ("windlass_dead_letters_total", Kind::Counter, "Dead letters that were stored, by reason."),
@@ -36,6 +36,8 @@ const FAMILIES: [(&str, Kind, &str); 22] = [
     ("windlass_slots", Kind::Gauge, "Jobs that may run at once in this process."),
     ("windlass_bytes_in_flight", Kind::Gauge, "Bytes of payload in hand in this process."),
     ("windlass_unconfirmed", Kind::Gauge, "Jobs that ended and whose settlement the broker has not confirmed."),
+    ("windlass_head_age_seconds", Kind::Gauge, "How long the job has been there that everything behind it waits for."),
+    ("windlass_head_span", Kind::Gauge, "How far behind that job was read."),
     ("windlass_intake_paused", Kind::Gauge, "1 while nothing more is taken from the broker, by cause."),
     ("windlass_last_success_timestamp_seconds", Kind::Gauge, "When a job last succeeded, in Unix seconds; 0 is never."),
     ("windlass_broker_connected", Kind::Gauge, "1 while the broker answers."),

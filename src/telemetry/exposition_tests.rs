@@ -116,7 +116,7 @@ fn every_family_is_there_from_the_start_with_help_and_type() {
     }
     let own =
         ["in_flight", "slots", "bytes_in_flight", "unconfirmed", "dead_letters_expired_total", "redeliveries_total"];
-    for name in own.into_iter().chain(["lost_total"]) {
+    for name in own.into_iter().chain(["lost_total", "head_age_seconds", "head_span"]) {
         expected.insert(format!("windlass_{name}{{}}"));
     }
     let plain: BTreeSet<String> =
@@ -144,6 +144,7 @@ fn figures_arrive_and_buckets_are_cumulative() {
     meter.add_dead_expired(9);
     meter.add_redeliveries(8);
     meter.add_lost(6);
+    meter.set_head((Duration::from_millis(1_500), 11));
     meter.observe_settle(Duration::from_millis(3), 7);
 
     let families = parse(&render());
@@ -161,6 +162,8 @@ fn figures_arrive_and_buckets_are_cumulative() {
         ("windlass_dead_letters_expired_total{}", 9.0),
         ("windlass_redeliveries_total{}", 8.0),
         ("windlass_lost_total{}", 6.0),
+        ("windlass_head_age_seconds{}", 1.5),
+        ("windlass_head_span{}", 11.0),
         ("windlass_settle_duration_seconds_count{}", 7.0),
         ("windlass_settle_duration_seconds_bucket{le=0.0025}", 0.0),
         ("windlass_settle_duration_seconds_bucket{le=0.005}", 7.0),

@@ -124,6 +124,8 @@ pub struct QueueMeter {
     redeliveries: Counter,
     dead_expired: Counter,
     lost: Counter,
+    head_age: Gauge,
+    head_span: Gauge,
     settle: Arc<Histogram>,
     jobs: HashMap<JobName, Arc<JobMeter>>,
     /// Jobs that are not among `jobs`.
@@ -200,6 +202,8 @@ impl QueueMeter {
             redeliveries: counter("windlass_redeliveries_total", &here),
             dead_expired: counter("windlass_dead_letters_expired_total", &here),
             lost: counter("windlass_lost_total", &here),
+            head_age: gauge("windlass_head_age_seconds", &here),
+            head_span: gauge("windlass_head_span", &here),
             settle: histogram("windlass_settle_duration_seconds", &here),
             jobs,
             other: Arc::new(other),
@@ -259,6 +263,12 @@ impl QueueMeter {
     /// `lost_total`: events that the topic's retention removed before they could run.
     pub fn add_lost(&self, count: u64) {
         self.lost.increment(count);
+    }
+
+    /// `head_age_seconds` and `head_span`
+    pub fn set_head(&self, (age, span): (Duration, u64)) {
+        self.head_age.set(age.as_secs_f64());
+        self.head_span.set(span as f64);
     }
 
     /// `redeliveries_total`

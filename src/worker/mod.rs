@@ -202,6 +202,10 @@ impl Control for Worker {
     fn queues(&self) -> Vec<QueueState> {
         let state = |queue: &Arc<Queue>| {
             let mut paused: Vec<Why> = queue.paused().into_iter().collect();
+            let trouble = queue.settler.trouble();
+            if trouble == Some(broker::Trouble::Order) {
+                paused.push(Why::Order);
+            }
             let (used, limit, bytes) =
                 self.pool.admission(|a| (a.used(queue.index), a.limit(queue.index), a.bytes_left()));
             let in_flight = queue.running.len();
@@ -218,10 +222,13 @@ impl Control for Worker {
                 unconfirmed: queue.unconfirmed(),
                 paused,
                 consuming: queue.consuming.load(Ordering::Acquire),
-                trouble: queue.settler.trouble().map(|trouble| match trouble {
+                trouble: trouble.map(|trouble| match trouble {
                     broker::Trouble::DeadLetter(what) | broker::Trouble::Broker(what) => what,
                     broker::Trouble::Rebalance => "partitions are moving".to_owned(),
-                    broker::Trouble::Order => "the window of an ordered queue is full".to_owned(),
+                    broker::Trouble::Order => match queue.settler.head() {
+                        Some(head) => format!("waits for {} to end; behind it were read {}", head.place, head.span),
+                        None => "what was read ahead waits for its keys".to_owned(),
+                    },
                 }),
                 last_success: queue.last_success(),
             }

@@ -408,12 +408,13 @@ impl Queue {
         if self.operator_pause() {
             return Some(Why::Operator);
         }
-        self.settler.trouble().map(|trouble| match trouble {
-            Trouble::DeadLetter(_) => Why::DeadLetter,
-            Trouble::Broker(_) => Why::Broker,
-            Trouble::Rebalance => Why::Rebalance,
-            Trouble::Order => Why::Order,
-        })
+        match self.settler.trouble()? {
+            Trouble::DeadLetter(_) => Some(Why::DeadLetter),
+            Trouble::Broker(_) => Some(Why::Broker),
+            Trouble::Rebalance => Some(Why::Rebalance),
+            // Nothing comes, and what comes next must not wait until we ask again.
+            Trouble::Order => None,
+        }
     }
 
     fn operator_pause(&self) -> bool {

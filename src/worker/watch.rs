@@ -7,13 +7,15 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Worker;
-use crate::broker::{Broker, Overtaken, Trouble};
+use crate::broker::{Broker, Head, Overtaken, Trouble};
 use crate::message::QueueName;
-use crate::telemetry::meter::Totals;
+use crate::telemetry::meter::{Totals, Why};
 use crate::telemetry::{events, exposition};
 
 const EVERY: Duration = Duration::from_secs(1);
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);
+/// So long one event holds up its partition before that is worth a warning.
+const HELD_UP: Duration = Duration::from_secs(30);
 
 /// Runs until it is aborted, on the runtime of broker I/O.
 pub async fn run(worker: Worker, broker: Arc<dyn Broker>) {
@@ -36,6 +38,8 @@ struct Watch {
 struct Seen {
     broker_lost: Option<Instant>,
     dead_letter_trouble: HashMap<QueueName, Instant>,
+    waits_for_order: HashMap<QueueName, Instant>,
+    held_up: HashMap<QueueName, String>,
     summary: Option<(Instant, Vec<Totals>)>,
 }
 
@@ -48,6 +52,8 @@ impl Watch {
             queue.meter.set_in_flight(queue.running.len());
         }
         self.look_at_trouble();
+        self.look_at_order();
+        self.look_at_heads();
         self.look_at_losses();
         self.summarise();
     }
@@ -83,6 +89,46 @@ impl Watch {
                 (None, Some(since)) => {
                     self.seen.dead_letter_trouble.remove(queue.name());
                     events::DeadLetterRecovered { queue: queue.name(), after: since.elapsed() }.emit();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Nobody stops asking for it, so it is said here and not where asking stops.
+    fn look_at_order(&mut self) {
+        for queue in self.worker.queues.iter() {
+            let waits = queue.settler.trouble() == Some(Trouble::Order);
+            let since = self.seen.waits_for_order.get(queue.name()).copied();
+            match (waits, since) {
+                (true, None) => {
+                    self.seen.waits_for_order.insert(queue.name().clone(), Instant::now());
+                    queue.meter.set_paused(Why::Order, true);
+                    events::IntakePaused { queue: queue.name(), why: Why::Order }.emit();
+                }
+                (false, Some(since)) => {
+                    self.seen.waits_for_order.remove(queue.name());
+                    queue.meter.set_paused(Why::Order, false);
+                    events::IntakeResumed { queue: queue.name(), why: Why::Order, after: since.elapsed() }.emit();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn look_at_heads(&mut self) {
+        for queue in self.worker.queues.iter() {
+            let head = queue.settler.head();
+            queue.meter.set_head(head.as_ref().map_or((Duration::ZERO, 0), |head| (head.age, head.span)));
+            let before = self.seen.held_up.get(queue.name());
+            match head.filter(|head| head.full && head.age >= HELD_UP) {
+                Some(Head { place, age, span, .. }) if before != Some(&place) => {
+                    events::HeldUp { queue: queue.name(), place: &place, age, span }.emit();
+                    self.seen.held_up.insert(queue.name().clone(), place);
+                }
+                None if before.is_some() => {
+                    self.seen.held_up.remove(queue.name());
+                    events::GoesOn { queue: queue.name() }.emit();
                 }
                 _ => {}
             }
