@@ -164,6 +164,10 @@ impl KafkaSettler {
         if urgent {
             self.shared.wake.wake();
         }
+        if self.shared.ordered {
+            // The next of a key that was let go may be handed out.
+            self.shared.arrived.notify_one();
+        }
         receiver
     }
 }
@@ -232,5 +236,45 @@ impl Settler for KafkaSettler {
 
     fn overtaken(&self) -> Vec<Overtaken> {
         std::mem::take(&mut self.shared.state.lock().overtaken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::KafkaSource;
+    use super::super::takeover::{offset, open, partition, read};
+    use super::*;
+    use crate::broker::{Credit, Source};
+    use crate::time::Clock;
+
+    #[tokio::test]
+    async fn the_next_of_a_key_comes_when_the_one_before_has_ended_whatever_the_poll_thread_does() {
+        let shared = Arc::new(Shared {
+            state: parking_lot::Mutex::default(),
+            arrived: tokio::sync::Notify::new(),
+            wake: Arc::default(),
+            clock: Clock::System,
+            ordered: true,
+        });
+        let mut one = partition(1, 0, None, true);
+        read(&mut one, 0..6);
+        open(&mut one);
+        shared.state.lock().add(one);
+        let mut source = KafkaSource { shared: shared.clone() };
+        let settler = KafkaSettler {
+            shared,
+            namespace: Namespace::new("n").expect("valid"),
+            queue: QueueName::new("q").expect("valid"),
+            in_place: Duration::ZERO,
+            worker: "w".into(),
+        };
+        let credit = Credit { jobs: 10, fresh_floor: 0, retry_floor: 0, bytes: 1 << 20, suspect: true };
+        let mut taken = source.receive(credit).await.expect("there are three keys");
+        assert_eq!(taken.iter().map(offset).collect::<Vec<_>>(), [0, 1, 2]);
+        let waiting = tokio::spawn(async move { source.receive(credit).await.expect("it goes on") });
+        tokio::task::yield_now().await;
+        drop(settler.settle(vec![taken.remove(1).settle(Disposition::Ack)]));
+        let next = tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("at once").expect("no panic");
+        assert_eq!(next.iter().map(offset).collect::<Vec<_>>(), [4]);
     }
 }
