@@ -14,6 +14,8 @@ mod inspect;
 
 mod letters;
 
+mod head;
+
 mod delay;
 
 mod loss;

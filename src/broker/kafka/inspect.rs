@@ -18,6 +18,7 @@ use super::begun::Begun;
 use super::config::Settings;
 use super::context::Context;
 use super::dead::KafkaDead;
+use super::held::{Held, is_held_up};
 use super::marks::{self, Marks};
 use super::memo::Memo;
 use super::native::login;
@@ -58,6 +59,15 @@ struct Backlog {
     number: i32,
     committed: i64,
     high: i64,
+    /// Whether much has ended behind a record that has not.
+    held_up: bool,
+}
+
+impl Backlog {
+    /// Offsets beyond the committed one that have ended.
+    fn behind(&self) -> i64 {
+        self.memo.finished.iter().map(|(from, to)| to - from).sum()
+    }
     memo: Memo,
 }
 
@@ -68,6 +78,7 @@ struct Figures {
     retrying: u64,
     scheduled: u64,
     retry_due: Option<Timestamp>,
+    held: Vec<Held>,
     oldest: Option<Timestamp>,
 }
 
@@ -143,6 +154,47 @@ impl KafkaInspect {
         })
         .await
     }
+    /// What the broker holds of these queues, or of all, and what holds up their partitions.
+    async fn look(&self, queues: &[QueueName]) -> Result<Vec<(QueueStatus, Vec<Held>)>, Error> {
+        let cluster = self.dead.topics.cluster().await?;
+        let known = self.known(&cluster);
+        let wanted: Vec<QueueName> = if queues.is_empty() { known.iter().cloned().collect() } else { queues.to_vec() };
+        if let Some(unknown) = wanted.iter().find(|queue| !known.contains(*queue)) {
+            return Err(Error::NotFound(format!(
+                "queue {unknown} is not known at {}; no worker has opened it yet",
+                self.dead.settings.shown
+            )));
+        }
+        let marks = self.marks().await?;
+        let delayed = self.delayed(&cluster).await?;
+        let now = self.dead.clock.now();
+        let mut all = Vec::with_capacity(wanted.len());
+        for queue in &wanted {
+            let backlogs = self.backlogs(queue, &cluster).await?;
+            let figures = self.figures(backlogs).await?;
+            let later = delayed.get(queue.as_str());
+            let (dead, dead_oldest_age) = self.dead.depth(queue).await?;
+            let (workers, slots) = marks.workers(queue, now);
+            let due = [figures.retry_due, later.and_then(|later| later.retry_due)];
+            let status = QueueStatus {
+                name: queue.to_string(),
+                ready: Some(figures.ready),
+                running: None,
+                retrying: Some(figures.retrying + later.map_or(0, |later| later.retrying)),
+                retry_due: due.into_iter().flatten().min(),
+                scheduled: Some(figures.scheduled + later.map_or(0, |later| later.scheduled)),
+                dead: Some(dead),
+                oldest_age: Some(figures.oldest.map_or(Duration::ZERO, |oldest| oldest.until(now))),
+                dead_oldest_age,
+                workers: Some(workers),
+                slots: Some(slots),
+                notes: figures.held.iter().map(Held::note).collect(),
+            };
+            all.push((status, figures.held));
+        }
+        Ok(all)
+    }
+
 
     /// Removes from our own topics what their readers have passed.
     async fn trim(&self) -> Result<(), Error> {
@@ -226,25 +278,34 @@ fn count(
 ) -> Result<(), Error> {
     let mut from = BTreeMap::new();
     for part in parts {
-        let finished: i64 = part.memo.finished.iter().map(|(from, to)| to - from).sum();
-        let left = part.high - part.committed - finished - part.memo.waiting.len() as i64;
-        if left <= 0 {
-            from.insert(part.number, part.high);
-            continue;
-        }
-        from.insert(part.number, part.committed);
-        if part.high - part.committed > COUNTED {
+        let left = part.high - part.committed - part.behind() - part.memo.waiting.len() as i64;
+        let look = left > 0 || part.held_up;
+        from.insert(part.number, if look { part.committed } else { part.high });
+        if left > 0 && part.high - part.committed > COUNTED {
             figures.ready += left as u64;
         }
+    let mut lowest = BTreeSet::new();
     }
     let by_number: BTreeMap<i32, &Backlog> = parts.iter().map(|part| (part.number, part)).collect();
     scan_from(settings, reader, topic, &from, |number, arrived| {
         let Some(part) = by_number.get(&number) else { return false };
         let long = part.high - part.committed > COUNTED;
         let offset = arrived.offset;
-        let known = part.memo.finished.iter().any(|(from, to)| (from..to).contains(&offset))
-            || part.memo.waiting.iter().any(|waiting| waiting.offset == offset);
-        if known {
+        if part.memo.finished.iter().any(|(from, to)| (from..to).contains(&offset)) {
+            return true;
+        }
+        let waiting = part.memo.waiting.iter().find(|waiting| waiting.offset == offset);
+        if part.held_up && lowest.insert(number) {
+            figures.held.push(Held {
+                topic: topic.to_owned(),
+                number,
+                offset,
+                age: arrived.at.until(now),
+                due: waiting.map(|waiting| waiting.due),
+                behind: part.behind(),
+            });
+        }
+        if waiting.is_some() {
             return true;
         }
         let due = read(&arrived.message.headers, Binding::Kafka).ok().and_then(|stored| stored.record.not_before);
@@ -359,8 +420,12 @@ fn backlogs(
             topic: topic.to_owned(),
             number,
             committed: offset.unwrap_or(low).max(low),
+            held_up: false,
             high,
             memo: memo.unwrap_or_default(),
+        if let Some(backlog) = backlogs.last_mut() {
+            backlog.held_up = is_held_up(backlog.behind(), element.metadata().len());
+        }
         });
     }
     Ok(backlogs)
@@ -368,55 +433,7 @@ fn backlogs(
 
 impl Inspect for KafkaInspect {
     fn status<'a>(&'a self, queues: &'a [QueueName]) -> BoxFuture<'a, Result<Vec<QueueStatus>, Error>> {
-        Box::pin(async move {
-            let cluster = self.dead.topics.cluster().await?;
-            let known = self.known(&cluster);
-            let wanted: Vec<QueueName> =
-                if queues.is_empty() { known.iter().cloned().collect() } else { queues.to_vec() };
-            if let Some(unknown) = wanted.iter().find(|queue| !known.contains(*queue)) {
-                return Err(Error::NotFound(format!(
-                    "queue {unknown} is not known at {}; no worker has opened it yet",
-                    self.dead.settings.shown
-                )));
-            }
-            let marks = self.marks().await?;
-            let delayed = self.delayed(&cluster).await?;
-            let now = self.dead.clock.now();
-            let mut all = Vec::with_capacity(wanted.len());
-            for queue in &wanted {
-                let backlogs = self.backlogs(queue, &cluster).await?;
-                let mut notes = Vec::new();
-                for backlog in &backlogs {
-                    let span: i64 = backlog.memo.finished.iter().map(|(from, to)| to - from).sum();
-                    if span > 10_000 {
-                        notes.push(format!(
-                            "{}:{} is held up by offset {}: {span} behind it are finished",
-                            backlog.topic, backlog.number, backlog.committed
-                        ));
-                    }
-                }
-                let figures = self.figures(backlogs).await?;
-                let later = delayed.get(queue.as_str());
-                let (dead, dead_oldest_age) = self.dead.depth(queue).await?;
-                let (workers, slots) = marks.workers(queue, now);
-                let due = [figures.retry_due, later.and_then(|later| later.retry_due)];
-                all.push(QueueStatus {
-                    name: queue.to_string(),
-                    ready: Some(figures.ready),
-                    running: None,
-                    retrying: Some(figures.retrying + later.map_or(0, |later| later.retrying)),
-                    retry_due: due.into_iter().flatten().min(),
-                    scheduled: Some(figures.scheduled + later.map_or(0, |later| later.scheduled)),
-                    dead: Some(dead),
-                    oldest_age: Some(figures.oldest.map_or(Duration::ZERO, |oldest| oldest.until(now))),
-                    dead_oldest_age,
-                    workers: Some(workers),
-                    slots: Some(slots),
-                    notes,
-                });
-            }
-            Ok(all)
-        })
+        Box::pin(async move { Ok(self.look(queues).await?.into_iter().map(|(status, _)| status).collect()) })
     }
 
     fn queues(&self) -> BoxFuture<'_, Result<Vec<KnownQueue>, Error>> {
@@ -477,7 +494,9 @@ impl Inspect for KafkaInspect {
                 .collect();
             let settings = self.dead.topics.settings(&ours).await?;
             let mut ages = BTreeMap::new();
-            for status in self.status(&[]).await? {
+            let mut findings = Vec::new();
+            for (status, held) in self.look(&[]).await? {
+                findings.extend(held.iter().map(|held| held.finding(&status.name)));
                 let topics = self.queues.iter().filter(|queue| queue.name.as_str() == status.name);
                 for topic in topics.flat_map(|queue| &queue.topics) {
                     let age = status.oldest_age.unwrap_or_default();
@@ -486,7 +505,7 @@ impl Inspect for KafkaInspect {
                 }
             }
             let own = |topic: &str| names::is_ours(self.namespace(), topic);
-            let mut findings = doctor::examine(&cluster, &settings, &ages, own);
+            findings.extend(doctor::examine(&cluster, &settings, &ages, own));
             if self.dead.transactions_denied().await? {
                 findings.push(doctor::no_transactions(&self.dead.settings.shown));
             }

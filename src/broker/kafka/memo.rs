@@ -17,6 +17,8 @@ const MARK: &str = "windlass1:";
 
 /// The longest metadata that a broker takes unless it is told otherwise.
 pub const LIMIT: usize = 4_096;
+/// Percent of the metadata's limit at which a partition takes nothing new.
+pub const NARROW: usize = 75;
 
 /// A retry that waits with its offset held open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,6 +61,8 @@ mod begun;
 
 mod inspect;
 
+mod held;
+
 mod yardstick;
 
 #[cfg(test)]

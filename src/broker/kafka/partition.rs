@@ -2,6 +2,8 @@
 
 mod reading;
 
+mod head;
+
 mod commit;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -123,6 +125,8 @@ pub struct Partition {
     pub frozen: bool,
     /// The poll thread found no room in it.
     pub full: bool,
+    /// The lowest unfinished offset, and when it was first seen to be that.
+    head: Option<(i64, Timestamp)>,
 }
 
 /// What a partition is made of.
@@ -214,6 +218,7 @@ impl Partition {
             urgent: false,
             frozen: false,
             full: false,
+            head: None,
         }
     }
 

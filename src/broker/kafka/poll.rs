@@ -33,6 +33,8 @@ const STALLED: Duration = Duration::from_millis(400);
 /// pause frees what was read ahead, and has it fetched again: where jobs are slow it must be rare.
 const PAUSE_AFTER: Duration = Duration::from_secs(10);
 /// Reading goes back at most so often.
+/// So long nothing can be handed out of what was read before that is said.
+const ORDER_AFTER: Duration = Duration::from_secs(1);
 const SEEK_EVERY: Duration = Duration::from_secs(1);
 /// Records a read.
 const READ: usize = 2_048;
@@ -115,6 +117,8 @@ struct Running {
     in_flight: Option<Flight>,
     last_commit: Instant,
     failing_since: Option<Instant>,
+    /// Since when partitions are held up, and how many deliveries had been handed out then.
+    held_up: Option<(Instant, u64)>,
     connected: bool,
     metadata_limit: usize,
     next_id: u64,
@@ -174,6 +178,7 @@ impl Poll {
             failing_since: None,
             connected: false,
             metadata_limit: memo::LIMIT,
+            held_up: None,
             next_id: 1,
             owner: (uuid::Uuid::now_v7().as_u128() as u32).max(1),
             batch: Batch::new(READ),
@@ -209,6 +214,12 @@ impl Running {
                 promoted
             };
             if any {
+                self.held_up = match self.held_up {
+                    _ if promoted.0 || !state.partitions.values().any(Partition::is_held_up) => None,
+                    Some((since, handed)) if handed == state.handed => Some((since, handed)),
+                    _ => Some((Instant::now(), state.handed)),
+                };
+                state.waits_for_order = self.held_up.is_some_and(|(since, _)| since.elapsed() >= ORDER_AFTER);
                 self.setup.shared.arrived.notify_one();
             }
             if !served && !read {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::super::{Delivery, Disposition, Overtaken, Settled, Settlement, Settler, Trouble};
+use super::super::{Delivery, Disposition, Head, Overtaken, Settled, Settlement, Settler, Trouble};
 use super::batch::{Batch, Part};
 use super::names;
 use super::outgoing;
@@ -231,7 +231,13 @@ impl Settler for KafkaSettler {
     }
 
     fn trouble(&self) -> Option<Trouble> {
-        self.shared.state.lock().trouble.clone()
+        let state = self.shared.state.lock();
+        state.trouble.clone().or_else(|| state.waits_for_order.then_some(Trouble::Order))
+    }
+
+    fn head(&self) -> Option<Head> {
+        let now = self.shared.clock.now();
+        self.shared.state.lock().head(now)
     }
 
     fn overtaken(&self) -> Vec<Overtaken> {

@@ -13,7 +13,7 @@ use rdkafka::consumer::ConsumerGroupMetadata;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Credit, Delivery, Error, Lane, Leases, Lost, Overtaken, Token, Trouble};
+use super::super::{Credit, Delivery, Error, Head, Lane, Leases, Lost, Overtaken, Token, Trouble};
 use super::batch::Part;
 use super::native::Wake;
 use super::partition::Partition;
@@ -86,6 +86,11 @@ pub struct State {
     pub overtaken: Vec<Overtaken>,
     /// What keeps us from settling.
     pub trouble: Option<Trouble>,
+    /// Nothing could be handed out for a while, because partitions are full of what waits for its key or behind one
+    /// that does not end.
+    pub waits_for_order: bool,
+    /// Deliveries handed out so far.
+    pub handed: u64,
     /// Whether the group's coordinator has answered.
     pub connected: bool,
     /// Last lane that got the odd one.
@@ -190,6 +195,8 @@ impl State {
             quota[index] = 0;
             quota[1 - index] += if both[1 - index] { left } else { 0 };
         }
+        self.handed += deliveries.len() as u64;
+        self.waits_for_order &= deliveries.is_empty();
         deliveries
     }
 
@@ -258,6 +265,12 @@ impl State {
             any |= !partition.full;
         }
         any
+    }
+
+    /// What has held up its partition for longest; one that lets nothing more be handed out before one that does.
+    pub fn head(&self, now: Timestamp) -> Option<Head> {
+        let heads = self.partitions.values().filter_map(|partition| partition.head(now));
+        heads.max_by_key(|head| (head.full, head.age))
     }
 
     /// Deliveries in hand.

@@ -1,5 +1,6 @@
 //! How records come into a partition: how many there is room for, and where each of them waits.
 
+use super::super::memo;
 use super::super::native::Arrived;
 use super::super::order::Gate;
 use super::super::tracker::{Arrival, Limits};
@@ -12,15 +13,13 @@ use crate::time::Timestamp;
 /// What of a partition may be read and not finished: so many records, and so many offsets ahead of its watermark, which
 /// is what its bitmap may cost, in bits.
 const LIMITS: Limits = Limits { open: 65_536, span: 1 << 20 };
-/// Percent of the metadata's limit at which a partition takes nothing new.
-const NARROW: usize = 75;
 
 impl Partition {
     /// How many records may be read now, given that `records` and `bytes` may be held.
     pub fn room(&self, records: usize, bytes: usize) -> usize {
         let full = self.phase != Phase::Owned
             || !self.overflow.is_empty()
-            || self.used >= NARROW
+            || self.used >= memo::NARROW
             || self.window.open() >= LIMITS.open
             || self.window.span() >= LIMITS.span
             || self.waiting.len() >= 3 * WAITING
@@ -132,6 +131,7 @@ impl Partition {
 
     /// Moves what is due to where it is handed out from, and says when the next is due.
     pub fn promote(&mut self, now: Timestamp) -> Option<Timestamp> {
+        self.see_head(now);
         while let Some((due, offset)) = self.timers.first().copied() {
             if due > now {
                 return Some(due);
