@@ -16,6 +16,8 @@ mod letters;
 
 mod head;
 
+mod foreign;
+
 mod delay;
 
 mod loss;

@@ -169,7 +169,7 @@ impl Node {
 }
 
 /// Java with the archives, in little memory and quick to start.
-fn java(libs: &std::path::Path) -> Command {
+pub fn java(libs: &std::path::Path) -> Command {
     let mut command = Command::new(std::env::var_os("WINDLASS_TEST_JAVA").unwrap_or_else(|| "java".into()));
     command.args(["-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
     command.arg(libs.join("*"));

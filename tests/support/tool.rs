@@ -5,6 +5,7 @@
 //! tested; with `WINDLASS_TEST_REQUIRE=1`, which `.ci/run` sets, it fails.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The folder that `scripts/test` fetches into.
 pub fn cache() -> PathBuf {
@@ -29,6 +30,18 @@ pub fn find(what: &str, variable: &str, relative: &str) -> Option<PathBuf> {
     let said = format!("{what} is not here ({}); ./scripts/test fetches it, or set {variable}", path.display());
     assert!(std::env::var_os("WINDLASS_TEST_REQUIRE").is_none_or(|value| value != "1"), "{said}");
     eprintln!("not here: {said}");
+    None
+}
+
+/// A Python with what this file of requirements names, which `scripts/test` made; `None`, said with the reason, where it
+/// is not here. Never a failure: what it needs is a package index, and not every machine may ask one.
+pub fn python(requirements: &str) -> Option<PathBuf> {
+    let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/python"));
+    let output = script.arg(requirements).env("WINDLASS_TEST_CACHE", cache()).output().expect("bash is there");
+    if output.status.success() {
+        return Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    eprintln!("not tested: {}", String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default());
     None
 }
 
