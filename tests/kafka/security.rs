@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use windlass::broker::{Broker, Disposition, KafkaOptions, Letter, Settled, Severity};
-use windlass::message::{Failure, JobName, Reason};
-use windlass::time::Clock;
 
-use super::desk::{Desk, body, take};
+use super::desk::{Desk, SOON, body, dead, take};
 use crate::support::kafka::Kafka;
+use crate::support::proxy::{Cut, Proxy};
 use crate::support::{wait, worker};
 
 const PROPERTIES: &str = r#"
@@ -30,18 +29,78 @@ const SCRAM: [&str; 4] = [
     "SCRAM-SHA-512=[name=scram,password=of-scram]",
 ];
 
-/// Allows this to the administrator, and so denies it to everybody else.
-fn reserve(servers: &str, kind: rdkafka_sys::rd_kafka_ResourceType_t, name: &str) {
-    use rdkafka::producer::Producer as _;
-    use rdkafka_sys as sys;
-    let producer: rdkafka::producer::BaseProducer = rdkafka::ClientConfig::new()
+/// A client of the administrator's.
+fn admin(servers: &str) -> rdkafka::producer::BaseProducer {
+    rdkafka::ClientConfig::new()
         .set("bootstrap.servers", servers)
         .set("security.protocol", "sasl_plaintext")
         .set("sasl.mechanism", "PLAIN")
         .set("sasl.username", "admin")
         .set("sasl.password", "of-admin")
         .create()
-        .unwrap();
+        .unwrap()
+}
+
+/// Gives the user of SCRAM-SHA-256 another password.
+fn change(servers: &str, password: &str) {
+    use rdkafka::producer::Producer as _;
+    use rdkafka_sys as sys;
+    let admin = admin(servers);
+    let client = admin.client().native_ptr();
+    // SAFETY: the client lives; user and password are copied by the first call, the change by the request; event, queue
+    // and change are ours and given back once.
+    unsafe {
+        let change = sys::rd_kafka_UserScramCredentialUpsertion_new(
+            c"scram".as_ptr(),
+            sys::rd_kafka_ScramMechanism_t::RD_KAFKA_SCRAM_MECHANISM_SHA_256,
+            4_096,
+            password.as_ptr(),
+            password.len(),
+            std::ptr::null(),
+            0,
+        );
+        let queue = sys::rd_kafka_queue_new(client);
+        let mut all = [change];
+        sys::rd_kafka_AlterUserScramCredentials(client, all.as_mut_ptr(), 1, std::ptr::null(), queue);
+        let event = sys::rd_kafka_queue_poll(queue, 30_000);
+        assert!(!event.is_null(), "the broker answers");
+        assert_eq!(sys::rd_kafka_event_error(event), sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+        sys::rd_kafka_event_destroy(event);
+        sys::rd_kafka_queue_destroy(queue);
+        sys::rd_kafka_UserScramCredentialAlteration_destroy(change);
+    }
+}
+
+/// A worker whose password is changed goes on by itself once its file says the new one: what it reads by, publishes by
+/// and moves by.
+async fn a_password_that_changes(proxy: &Proxy, mut desk: Desk, servers: &str, file: &std::path::Path) {
+    let queue = desk.queue("q", &["a"]);
+    let broker = desk.connect().await;
+    desk.publish(&broker, "a", &[("1", None), ("2", None), ("3", None)]).await;
+    let mut opened = broker.open(&queue).await.unwrap();
+    let mut taken = take(&mut opened, 3).await;
+    assert_eq!(opened.settler.settle(vec![taken.remove(0).settle(dead())]).await, [Settled::Stored]);
+    change(servers, "changed");
+    proxy.cut(Cut::Reset);
+    wait::until_async("nobody is let in any more", SOON, async || !broker.connected()).await;
+    let moving = tokio::spawn(opened.settler.settle(vec![taken.remove(0).settle(dead())]));
+    std::fs::write(file, "changed\n").unwrap();
+    wait::until_async("it is let in again", SOON, async || broker.connected()).await;
+    assert_eq!(moving.await.unwrap(), [Settled::Stored]);
+    assert_eq!(opened.settler.settle(vec![taken.remove(0).settle(Disposition::Ack)]).await, [Settled::Stored]);
+    desk.publish(&broker, "a", &[("4", None)]).await;
+    assert_eq!(body(&take(&mut opened, 1).await[0]), "4");
+    assert_eq!(listed(&broker).await.len(), 2);
+    let status = broker.inspect().status(std::slice::from_ref(&queue.name)).await.unwrap().remove(0);
+    assert_eq!((status.ready, status.dead), (Some(1), Some(2)), "{status:?}");
+    broker.close().await;
+}
+
+/// Allows this to the administrator, and so denies it to everybody else.
+fn reserve(servers: &str, kind: rdkafka_sys::rd_kafka_ResourceType_t, name: &str) {
+    use rdkafka::producer::Producer as _;
+    use rdkafka_sys as sys;
+    let producer = admin(servers);
     let text = |text: &str| std::ffi::CString::new(text).unwrap();
     let (name, principal, host) = (text(name), text("User:admin"), text("*"));
     let client = producer.client().native_ptr();
@@ -79,8 +138,12 @@ async fn listed(broker: &std::sync::Arc<dyn Broker>) -> Vec<Letter> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mechanisms_denials_and_life_without_transactions() {
-    let Some(kafka) = Kafka::formatted(1, PROPERTIES, &SCRAM) else { return };
-    let servers = kafka.servers();
+    // Its runtime may not be made on one of another.
+    let proxy = tokio::task::spawn_blocking(|| Proxy::to(0)).await.unwrap();
+    let properties = format!("{PROPERTIES}advertised.listeners=PLAINTEXT://{}\n", proxy.host());
+    let Some(kafka) = Kafka::formatted(1, &properties, &SCRAM) else { return };
+    proxy.lead_to(kafka.nodes[0].port());
+    let servers = proxy.host();
     let dir = tempfile::tempdir().unwrap();
     let password = dir.path().join("password");
     std::fs::write(&password, "of-scram\n").unwrap();
@@ -112,6 +175,9 @@ async fn mechanisms_denials_and_life_without_transactions() {
         assert_eq!(opened.settler.settle(vec![delivery.settle(Disposition::Ack)]).await, [Settled::Stored]);
         broker.close().await;
     }
+    let mut desk = Desk::at(format!("kafka://{servers}"));
+    desk.kafka = scram("SCRAM-SHA-256");
+    a_password_that_changes(&proxy, desk, &servers, &password).await;
 
     let config = |user: &str, namespace: &str| {
         let dir = tempfile::tempdir().unwrap();
@@ -143,19 +209,8 @@ async fn mechanisms_denials_and_life_without_transactions() {
     let broker = desk.connect().await;
     desk.publish(&broker, "a", &[("bad", None), ("good", None)]).await;
     let mut opened = broker.open(&queue).await.unwrap();
-    let now = Clock::System.now();
     for delivery in take(&mut opened, 2).await {
-        let disposition = if body(&delivery) == "good" {
-            Disposition::Ack
-        } else {
-            Disposition::DeadLetter {
-                reason: Reason::Permanent,
-                failure: Failure::new("E", "no", now, now),
-                attempts: 1,
-                event_id: None,
-                job: JobName::new("q").unwrap(),
-            }
-        };
+        let disposition = if body(&delivery) == "good" { Disposition::Ack } else { dead() };
         assert_eq!(opened.settler.settle(vec![delivery.settle(disposition)]).await, [Settled::Stored]);
     }
     let letters = listed(&broker).await;

@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::client::OAuthToken;
 
 use super::super::{Error, KafkaOptions, Options};
+use super::login::{Login, Secret};
 
 /// Settings that are ours to make, and why each is.
 const REFUSED: &[(&str, &str)] = &[
@@ -35,6 +36,7 @@ const REFUSED: &[(&str, &str)] = &[
 pub struct Settings {
     common: ClientConfig,
     options: KafkaOptions,
+    login: Login,
     lease: Duration,
     timeout: Duration,
     /// The address without its password.
@@ -84,22 +86,23 @@ impl Settings {
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "2000")
             .set("allow.auto.create.topics", "false");
-        secure(&mut common, scheme == "kafka+tls", login, kafka)?;
+        let secret = secure(&mut common, scheme == "kafka+tls", login, kafka)?;
         for (name, value) in &kafka.options {
             common.set(name, value);
         }
         Ok(Self {
             common,
             options: kafka.clone(),
+            login: Login { token_command: kafka.sasl_token_command.clone(), secret },
             lease: options.lease,
             timeout: options.timeout,
             shown: shown(scheme, login, &hosts.join(",")),
         })
     }
 
-    /// What prints an OAUTHBEARER token.
-    pub fn token_command(&self) -> Option<String> {
-        self.options.sasl_token_command.clone()
+    /// What changes of how clients log in.
+    pub fn login(&self) -> Login {
+        self.login.clone()
     }
 
     /// For a member of `group`.
@@ -191,7 +194,14 @@ fn has_port(host: &str) -> bool {
     host.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn secure(config: &mut ClientConfig, tls: bool, login: Option<&str>, kafka: &KafkaOptions) -> Result<(), Error> {
+/// Sets how clients connect; gives the password's file where it has one.
+fn secure(
+    config: &mut ClientConfig,
+    tls: bool,
+    login: Option<&str>,
+    kafka: &KafkaOptions,
+) -> Result<Option<Secret>, Error> {
+    let mut secret = None;
     let (mut user, mut password) = match login {
         Some(login) => {
             let (user, password) = login.split_once(':').unwrap_or((login, ""));
@@ -203,10 +213,9 @@ fn secure(config: &mut ClientConfig, tls: bool, login: Option<&str>, kafka: &Kaf
         user = Some(set.clone());
     }
     if let Some(file) = &kafka.sasl_password_file {
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            Error::Refused(format!("kafka.sasl.password_file {} cannot be read: {error}", file.display()))
-        })?;
-        password = Some(text.trim_end_matches(['\r', '\n']).to_owned());
+        let found = Secret { user: user.clone().unwrap_or_default(), file: file.clone() };
+        password = Some(found.password().map_err(Error::Refused)?);
+        secret = Some(found);
     }
     let mechanism = match kafka.sasl_mechanism.as_deref().map(str::to_ascii_uppercase) {
         Some(name) if ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"].contains(&name.as_str()) => Some(name),
@@ -222,6 +231,7 @@ fn secure(config: &mut ClientConfig, tls: bool, login: Option<&str>, kafka: &Kaf
     if let Some(mechanism) = &mechanism {
         config.set("sasl.mechanism", mechanism);
         if mechanism == "OAUTHBEARER" {
+            secret = None;
             if kafka.sasl_token_command.is_none() {
                 return Err(Error::Refused(
                     "kafka.sasl.mechanism OAUTHBEARER needs kafka.sasl.token_command, which prints a token".to_owned(),
@@ -261,7 +271,7 @@ fn secure(config: &mut ClientConfig, tls: bool, login: Option<&str>, kafka: &Kaf
         }
         config.set(name, file.display().to_string());
     }
-    Ok(())
+    Ok(secret)
 }
 
 /// Percent-decodes what an address cannot hold as it is.

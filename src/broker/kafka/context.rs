@@ -69,6 +69,11 @@ impl Context {
         *self.hint.lock()
     }
 
+    /// It was let in: whatever had to be changed has been.
+    pub fn admitted(&self) {
+        *self.refused.lock() = None;
+    }
+
     /// What a person must change, if something was found.
     pub fn refused(&self) -> Option<String> {
         self.refused.lock().clone()

@@ -184,7 +184,7 @@ impl KafkaDead {
             let mut transactor = this.transactor.lock();
             let transactor = transactor.get_or_insert_with(|| {
                 let id = format!("{}._letters.{}", this.namespace, uuid::Uuid::now_v7());
-                Transactor::new(this.settings.mover(&id), this.settings.token_command(), this.clock.clone())
+                Transactor::new(this.settings.mover(&id), this.settings.login(), this.clock.clone())
             });
             let records: Vec<_> = records.iter().map(|(topic, message)| (topic.as_str(), message)).collect();
             transactor.write(&records, None).map(|_| ()).map_err(|refusal| Error::Unavailable(refusal.why))
@@ -279,7 +279,7 @@ impl KafkaDead {
         let this = self.clone();
         blocking(move || {
             let id = format!("{}._doctor", this.namespace);
-            Transactor::new(this.settings.mover(&id), this.settings.token_command(), this.clock.clone())
+            Transactor::new(this.settings.mover(&id), this.settings.login(), this.clock.clone())
                 .is_denied()
                 .map_err(Error::Unavailable)
         })

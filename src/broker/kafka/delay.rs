@@ -12,6 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::context::{self, Change, Context};
+use super::login::{Login, Renewal};
 use super::native::{Arrived, Batch, PartitionQueue, Wake};
 use super::topics::Ensure;
 use super::transaction::Transactor;
@@ -48,8 +49,8 @@ impl Stop {
 pub struct Delay {
     /// The consumer's settings.
     pub config: ClientConfig,
-    /// OAUTHBEARER's.
-    pub token_command: Option<String>,
+    /// How it logs in.
+    pub login: Login,
     /// Carries records on.
     pub transactor: Transactor,
     /// Creates topics that are not there yet.
@@ -86,11 +87,11 @@ impl Delay {
             .set("queued.max.messages.kbytes", "256")
             .set("fetch.message.max.bytes", "262144")
             .set("topic.metadata.refresh.interval.ms", "5000");
-        let consumer: BaseConsumer<Context> = match config.create_with_context(Context::new(self.token_command.clone()))
-        {
-            Ok(consumer) => consumer,
-            Err(error) => return tracing::error!(%error, "the delay lane cannot start"),
-        };
+        let consumer: BaseConsumer<Context> =
+            match config.create_with_context(Context::new(self.login.token_command.clone())) {
+                Ok(consumer) => consumer,
+                Err(error) => return tracing::error!(%error, "the delay lane cannot start"),
+            };
         let consumer = Rc::new(consumer);
         let topics = format!("^{}\\.delay\\..*", self.namespace.as_str().replace('.', "\\."));
         if let Err(error) = consumer.subscribe(&[&topics]) {
@@ -100,7 +101,9 @@ impl Delay {
         let mut pending: Vec<(String, i32)> = Vec::new();
         let mut batch = Batch::new(HELD);
         let mut resting = Instant::now();
+        let mut renewal = Renewal::new(&self.login);
         while !stop.stop.load(Ordering::Acquire) {
+            renewal.renew(consumer.client());
             while let Some(event) = consumer.poll(Duration::ZERO) {
                 if let Err(error) = event {
                     tracing::debug!(%error, "the delay lane's consumer reports an error");

@@ -21,7 +21,6 @@ use super::dead::KafkaDead;
 use super::held::{Held, is_held_up};
 use super::marks::{self, Marks};
 use super::memo::Memo;
-use super::native::login;
 use super::scan::scan_from;
 use super::topics::{Cluster, Kind, blocking, classify};
 use super::{doctor, names, outgoing};
@@ -59,6 +58,7 @@ struct Backlog {
     number: i32,
     committed: i64,
     high: i64,
+    memo: Memo,
     /// Whether much has ended behind a record that has not.
     held_up: bool,
 }
@@ -68,7 +68,6 @@ impl Backlog {
     fn behind(&self) -> i64 {
         self.memo.finished.iter().map(|(from, to)| to - from).sum()
     }
-    memo: Memo,
 }
 
 /// Figures of the records in a backlog.
@@ -78,8 +77,8 @@ struct Figures {
     retrying: u64,
     scheduled: u64,
     retry_due: Option<Timestamp>,
-    held: Vec<Held>,
     oldest: Option<Timestamp>,
+    held: Vec<Held>,
 }
 
 impl KafkaInspect {
@@ -154,6 +153,7 @@ impl KafkaInspect {
         })
         .await
     }
+
     /// What the broker holds of these queues, or of all, and what holds up their partitions.
     async fn look(&self, queues: &[QueueName]) -> Result<Vec<(QueueStatus, Vec<Held>)>, Error> {
         let cluster = self.dead.topics.cluster().await?;
@@ -194,7 +194,6 @@ impl KafkaInspect {
         }
         Ok(all)
     }
-
 
     /// Removes from our own topics what their readers have passed.
     async fn trim(&self) -> Result<(), Error> {
@@ -284,8 +283,8 @@ fn count(
         if left > 0 && part.high - part.committed > COUNTED {
             figures.ready += left as u64;
         }
-    let mut lowest = BTreeSet::new();
     }
+    let mut lowest = BTreeSet::new();
     let by_number: BTreeMap<i32, &Backlog> = parts.iter().map(|part| (part.number, part)).collect();
     scan_from(settings, reader, topic, &from, |number, arrived| {
         let Some(part) = by_number.get(&number) else { return false };
@@ -363,11 +362,11 @@ fn reader(
     group: &str,
     partitions: &[(String, i32)],
 ) -> Result<(BaseConsumer<Context>, TopicPartitionList), Error> {
-    let context = Context::new(settings.token_command());
+    let context = Context::new(settings.login().token_command);
     let consumer: BaseConsumer<Context> =
         settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
     consumer.context().close();
-    login(consumer.client(), settings.token_command().as_deref()).map_err(Error::Refused)?;
+    settings.login().enter(consumer.client()).map_err(Error::Refused)?;
     let mut list = TopicPartitionList::new();
     for (topic, number) in partitions {
         list.add_partition(topic, *number);
@@ -420,13 +419,13 @@ fn backlogs(
             topic: topic.to_owned(),
             number,
             committed: offset.unwrap_or(low).max(low),
-            held_up: false,
             high,
+            held_up: false,
             memo: memo.unwrap_or_default(),
+        });
         if let Some(backlog) = backlogs.last_mut() {
             backlog.held_up = is_held_up(backlog.behind(), element.metadata().len());
         }
-        });
     }
     Ok(backlogs)
 }

@@ -21,6 +21,8 @@ mod state;
 
 mod names;
 
+mod login;
+
 mod config;
 
 mod context;
@@ -59,9 +61,9 @@ mod doctor;
 
 mod begun;
 
-mod inspect;
-
 mod held;
+
+mod inspect;
 
 mod yardstick;
 
@@ -158,16 +160,16 @@ impl Kafka {
             ordered: queue.ordered,
         });
         let id = format!("{}.{}", names::group(namespace, &queue.name), uuid::Uuid::now_v7());
-        let token_command = self.settings.token_command();
+        let login = self.settings.login();
         let transactor =
-            transaction::Transactor::new(self.settings.mover(&id), token_command.clone(), self.options.clock.clone());
+            transaction::Transactor::new(self.settings.mover(&id), login.clone(), self.options.clock.clone());
         let ensure = topics::ensure(&self.topics, namespace);
         let mover = mover::Mover::spawn(transactor, ensure, shared.wake.clone())
             .map_err(|error| Error::Unavailable(format!("no thread for moves: {error}")))?;
         let left = CancellationToken::new();
         poll::Poll {
             config: self.settings.consumer(&names::group(namespace, &queue.name)),
-            token_command,
+            login,
             topics: queue.topics.iter().map(|topic| topic.as_str().to_owned()).collect(),
             queue: queue.name.to_string(),
             work,
@@ -208,10 +210,10 @@ impl Kafka {
         let id = format!("{}.{}", names::delay_group(namespace), uuid::Uuid::now_v7());
         let lane = delay::Delay {
             config: self.settings.consumer(&names::delay_group(namespace)),
-            token_command: self.settings.token_command(),
+            login: self.settings.login(),
             transactor: transaction::Transactor::new(
                 self.settings.mover(&id),
-                self.settings.token_command(),
+                self.settings.login(),
                 self.options.clock.clone(),
             ),
             ensure: topics::ensure(&self.topics, namespace),

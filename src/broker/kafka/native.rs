@@ -321,10 +321,8 @@ fn check(error: sys::rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
     if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(error.into()) }
 }
 
-/// Gives a client its OAUTHBEARER token, where it has a command that prints one. librdkafka asks for it through events
-/// that only a client which is polled would see.
-pub fn login<C: ClientContext>(client: &Client<C>, command: Option<&str>) -> Result<(), String> {
-    let Some(command) = command else { return Ok(()) };
+/// Gives a client the OAUTHBEARER token that a command prints.
+pub fn set_token<C: ClientContext>(client: &Client<C>, command: &str) -> Result<(), String> {
     let token = super::config::token(command).map_err(|error| error.to_string())?;
     let text = |text: String| CString::new(text).map_err(|_| "kafka.sasl.token_command printed a NUL".to_owned());
     let (value, principal) = (text(token.token)?, text(token.principal_name)?);
@@ -345,6 +343,23 @@ pub fn login<C: ClientContext>(client: &Client<C>, command: Option<&str>) -> Res
         (error, CStr::from_ptr(said.as_ptr()).to_string_lossy().into_owned())
     };
     check(error).map_err(|_| format!("kafka.sasl.token_command printed no token that can be used: {said}"))
+}
+
+/// Gives a client what it logs in with at its next connection (PLAIN and SCRAM).
+pub fn set_credentials<C: ClientContext>(client: &Client<C>, user: &str, password: &str) -> Result<(), String> {
+    let text = |text: &str| CString::new(text).map_err(|_| "the user or the password has a NUL in it".to_owned());
+    let (user, password) = (text(user)?, text(password)?);
+    // SAFETY: the client lives; both strings live until the call returns, which copies them; the error is null or ours,
+    // and is given back once, after its text was copied.
+    unsafe {
+        let error = sys::rd_kafka_sasl_set_credentials(client.native_ptr(), user.as_ptr(), password.as_ptr());
+        if error.is_null() {
+            return Ok(());
+        }
+        let said = CStr::from_ptr(sys::rd_kafka_error_string(error)).to_string_lossy().into_owned();
+        sys::rd_kafka_error_destroy(error);
+        Err(said)
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::{Channel, Error, Start, Trouble};
 use super::begun::{Begun, grown_note};
 use super::context::{self, Change, Context};
+use super::login::{Login, Renewal};
 use super::memo;
 use super::mover::Mover;
 use super::native::{Batch, Commits, PartitionQueue};
@@ -32,9 +33,9 @@ const STALLED: Duration = Duration::from_millis(400);
 /// So long a partition is full before the broker is told to send nothing. What is not read is not fetched either; a
 /// pause frees what was read ahead, and has it fetched again: where jobs are slow it must be rare.
 const PAUSE_AFTER: Duration = Duration::from_secs(10);
-/// Reading goes back at most so often.
 /// So long nothing can be handed out of what was read before that is said.
 const ORDER_AFTER: Duration = Duration::from_secs(1);
+/// Reading goes back at most so often.
 const SEEK_EVERY: Duration = Duration::from_secs(1);
 /// Records a read.
 const READ: usize = 2_048;
@@ -51,8 +52,8 @@ const CLOSE: Duration = Duration::from_millis(1_500);
 pub struct Poll {
     /// The consumer's settings.
     pub config: ClientConfig,
-    /// OAUTHBEARER's.
-    pub token_command: Option<String>,
+    /// How it logs in.
+    pub login: Login,
     /// The topics of the fresh lane.
     pub topics: Vec<String>,
     /// The queue.
@@ -116,15 +117,16 @@ struct Running {
     moved: Vec<(String, i32)>,
     in_flight: Option<Flight>,
     last_commit: Instant,
-    failing_since: Option<Instant>,
     /// Since when partitions are held up, and how many deliveries had been handed out then.
     held_up: Option<(Instant, u64)>,
+    failing_since: Option<Instant>,
     connected: bool,
     metadata_limit: usize,
     next_id: u64,
     /// Who we are to those who come after us.
     owner: u32,
     batch: Batch,
+    renewal: Renewal,
 }
 
 impl Poll {
@@ -154,7 +156,7 @@ impl Poll {
 
     fn run(self) -> Result<(), Error> {
         self.shared.wake.here();
-        let context = Context::new(self.token_command.clone());
+        let context = Context::new(self.login.token_command.clone());
         let wake = self.shared.wake.clone();
         let mut consumer: BaseConsumer<Context> =
             self.config.create_with_context(context).map_err(|error| Error::Refused(format!("kafka: {error}")))?;
@@ -164,6 +166,7 @@ impl Poll {
         topics.push(&self.work);
         consumer.subscribe(&topics).map_err(|error| Error::Refused(format!("kafka: {error}")))?;
         let mut running = Running {
+            renewal: Renewal::new(&self.login),
             context: consumer.context().clone(),
             commits: Commits::new(&consumer, &self.shared.wake),
             consumer,
@@ -175,10 +178,10 @@ impl Poll {
             moved: Vec::new(),
             in_flight: None,
             last_commit: Instant::now(),
+            held_up: None,
             failing_since: None,
             connected: false,
             metadata_limit: memo::LIMIT,
-            held_up: None,
             next_id: 1,
             owner: (uuid::Uuid::now_v7().as_u128() as u32).max(1),
             batch: Batch::new(READ),
@@ -211,15 +214,15 @@ impl Running {
                         partition.drain();
                     }
                 }
-                promoted
-            };
-            if any {
                 self.held_up = match self.held_up {
                     _ if promoted.0 || !state.partitions.values().any(Partition::is_held_up) => None,
                     Some((since, handed)) if handed == state.handed => Some((since, handed)),
                     _ => Some((Instant::now(), state.handed)),
                 };
                 state.waits_for_order = self.held_up.is_some_and(|(since, _)| since.elapsed() >= ORDER_AFTER);
+                promoted
+            };
+            if any {
                 self.setup.shared.arrived.notify_one();
             }
             if !served && !read {
@@ -248,6 +251,7 @@ impl Running {
 
     /// Serves what librdkafka has to tell; records do not come this way.
     fn serve(&mut self) -> bool {
+        self.renewal.renew(self.consumer.client());
         let mut served = false;
         while let Some(event) = self.consumer.poll(Duration::ZERO) {
             served = true;

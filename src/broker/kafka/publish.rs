@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::future_producer::Delivery;
@@ -11,6 +12,7 @@ use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer a
 
 use super::super::{Destination, Error, Publication, Published, Publisher};
 use super::config::Settings;
+use super::login::Renewal;
 use super::names;
 use super::outgoing;
 use super::topics::{Kind, Topics, blocking, classify};
@@ -43,6 +45,7 @@ impl ClientContext for Quiet {
 /// See the module's documentation.
 pub struct KafkaPublisher {
     producer: FutureProducer<Quiet>,
+    renewal: Mutex<Renewal>,
     topics: Arc<Topics>,
     namespace: Namespace,
     settings: Settings,
@@ -59,11 +62,12 @@ impl KafkaPublisher {
         clock: &Clock,
         timeout: Duration,
     ) -> Result<Self, Error> {
-        let context = Quiet { token_command: settings.token_command() };
+        let context = Quiet { token_command: settings.login().token_command };
         let producer = settings.producer().create_with_context(context);
         let producer = producer.map_err(|error| Error::Refused(format!("kafka: {error}")))?;
         Ok(Self {
             producer,
+            renewal: Mutex::new(Renewal::new(&settings.login())),
             topics: topics.clone(),
             namespace: namespace.clone(),
             settings: settings.clone(),
@@ -83,6 +87,7 @@ impl KafkaPublisher {
     }
 
     async fn queue(&self, topic: &str, message: &Message) -> Result<DeliveryFuture, Error> {
+        self.renewal.lock().renew(self.producer.client());
         let deadline = tokio::time::Instant::now() + self.timeout;
         loop {
             let mut record: FutureRecord<'_, [u8], [u8]> =

@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::super::Error;
 use super::config::Settings;
 use super::context::Context;
-use super::native::{Arrived, Batch, PartitionQueue, Wake, login};
+use super::native::{Arrived, Batch, PartitionQueue, Wake};
 use super::topics::classify;
 
 /// So long without a record, and the broker is taken for gone.
@@ -44,10 +44,10 @@ pub fn scan_from(
     mut each: impl FnMut(i32, Arrived) -> bool,
 ) -> Result<Bounds, Error> {
     let failed = |error| classify(&format!("read topic {topic}"), &error, &settings.shown);
-    let context = Context::new(settings.token_command());
+    let context = Context::new(settings.login().token_command);
     let consumer: BaseConsumer<Context> =
         settings.reader(group).create_with_context(context).map_err(|error| Error::Refused(error.to_string()))?;
-    login(consumer.client(), settings.token_command().as_deref()).map_err(Error::Refused)?;
+    settings.login().enter(consumer.client()).map_err(Error::Refused)?;
     let consumer = Rc::new(consumer);
     let metadata = consumer.fetch_metadata(Some(topic), SILENCE).map_err(failed)?;
     let numbers: Vec<i32> =

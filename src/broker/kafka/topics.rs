@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::super::Error;
 use super::config::Settings;
 use super::context::Context;
-use super::native::login;
+use super::login::Renewal;
 use crate::message::Namespace;
 
 /// So long a token is used without asking for another.
@@ -45,8 +45,8 @@ pub struct Topics {
     settings: Settings,
     timeout: Duration,
     known: Mutex<BTreeMap<String, usize>>,
-    /// When it last got a token.
-    login: Mutex<Instant>,
+    /// When it last got a token, and the password that it knows.
+    login: Mutex<(Instant, Renewal)>,
     may_create: bool,
     replication: Option<i32>,
     partitions: Option<i32>,
@@ -77,13 +77,13 @@ impl Topics {
         partitions: Option<i32>,
     ) -> Result<Arc<Self>, Error> {
         use rdkafka::config::FromClientConfigAndContext as _;
-        let context = Context::new(settings.token_command());
+        let context = Context::new(settings.login().token_command);
         let admin = AdminClient::from_config_and_context(&settings.admin(), context)
             .map_err(|error| Error::Refused(format!("kafka: {error}")))?;
-        login(admin.inner(), settings.token_command().as_deref()).map_err(Error::Refused)?;
+        settings.login().enter(admin.inner()).map_err(Error::Refused)?;
         Ok(Arc::new(Self {
             admin,
-            login: Mutex::new(Instant::now()),
+            login: Mutex::new((Instant::now(), Renewal::new(&settings.login()))),
             settings: settings.clone(),
             timeout,
             known: Mutex::default(),
@@ -107,13 +107,14 @@ impl Topics {
         blocking(move || {
             let stale = {
                 let mut login = this.login.lock();
-                let stale = login.elapsed() > RENEW;
+                login.1.renew(this.admin.inner());
+                let stale = login.0.elapsed() > RENEW;
                 if stale {
-                    *login = Instant::now();
+                    login.0 = Instant::now();
                 }
                 stale
             };
-            if stale && let Err(why) = login(this.admin.inner(), this.settings.token_command().as_deref()) {
+            if stale && let Err(why) = this.settings.login().enter(this.admin.inner()) {
                 tracing::warn!(why, "no new token");
             }
             let metadata = this.admin.inner().fetch_metadata(None, this.timeout);
@@ -124,6 +125,7 @@ impl Topics {
                     (error, _) => error,
                 },
             })?;
+            this.admin.inner().context().admitted();
             let mut cluster = Cluster { brokers: metadata.brokers().len(), ..Cluster::default() };
             for topic in metadata.topics() {
                 let seats = topic
@@ -287,12 +289,15 @@ impl Topics {
 /// nothing of it; a consumer that is polled does. Blocks.
 fn refused(settings: &Settings) -> (Option<String>, Option<&'static str>) {
     use rdkafka::consumer::{BaseConsumer, Consumer};
-    let context = Context::new(settings.token_command());
+    let context = Context::new(settings.login().token_command);
     let consumer: BaseConsumer<Context> = match settings.reader("_").create_with_context(context) {
         Ok(consumer) => consumer,
         Err(_) => return (None, None),
     };
     consumer.context().close();
+    if let Err(why) = settings.login().enter(consumer.client()) {
+        return (Some(why), None);
+    }
     // What it answers is known; what it says beside that comes by the context.
     let _ = consumer.fetch_metadata(None, HEAR);
     let until = Instant::now() + HEAR;

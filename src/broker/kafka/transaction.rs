@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{ClientConfig, ClientContext, TopicPartitionList};
 
-use super::native::login;
+use super::login::{Login, Renewal};
 use super::outgoing;
 use crate::message::Message;
 use crate::time::{Clock, Timestamp};
@@ -85,7 +85,8 @@ impl ProducerContext for Deliveries {
 pub struct Transactor {
     config: ClientConfig,
     clock: Clock,
-    token_command: Option<String>,
+    login: Login,
+    renewal: Renewal,
     producer: Option<BaseProducer<Deliveries>>,
     /// The broker does not let us have transactions.
     denied: bool,
@@ -93,8 +94,9 @@ pub struct Transactor {
 
 impl Transactor {
     /// With settings of [`Settings::mover`](super::config::Settings::mover).
-    pub fn new(config: ClientConfig, token_command: Option<String>, clock: Clock) -> Self {
-        Self { config, clock, token_command, producer: None, denied: false }
+    pub fn new(config: ClientConfig, login: Login, clock: Clock) -> Self {
+        let renewal = Renewal::new(&login);
+        Self { config, clock, login, renewal, producer: None, denied: false }
     }
 
     /// Writes all or nothing, and commits the offsets with it. `Ok(false)`: transactions are denied; the records are
@@ -109,6 +111,7 @@ impl Transactor {
             None => self.connect()?,
         };
         *producer.context().failed.lock() = None;
+        self.renewal.renew(producer.client());
         let now = self.clock.now();
         let result = if self.denied {
             write(&producer, records, now).and_then(|()| flush(&producer)).map_err(|why| (why.into(), false))
@@ -128,11 +131,12 @@ impl Transactor {
     }
 
     fn connect(&mut self) -> Result<BaseProducer<Deliveries>, String> {
-        let context = || Deliveries { token_command: self.token_command.clone(), ..Deliveries::default() };
+        let context = || Deliveries { token_command: self.login.token_command.clone(), ..Deliveries::default() };
+        self.renewal = Renewal::new(&self.login);
         if !self.denied {
             let producer: BaseProducer<Deliveries> =
                 self.config.create_with_context(context()).map_err(|error| error.to_string())?;
-            login(producer.client(), self.token_command.as_deref())?;
+            self.login.enter(producer.client())?;
             match producer.init_transactions(STEP) {
                 Ok(()) => return Ok(producer),
                 Err(error) if is_denied(&error) => {
@@ -147,7 +151,7 @@ impl Transactor {
         config.remove("transaction.timeout.ms");
         let producer: BaseProducer<Deliveries> =
             config.create_with_context(context()).map_err(|error| error.to_string())?;
-        login(producer.client(), self.token_command.as_deref())?;
+        self.login.enter(producer.client())?;
         Ok(producer)
     }
 }
