@@ -14,7 +14,7 @@ use crate::time::{Timestamp, format_duration};
 /// Looks at the server, at the streams that these queues read, and at ours.
 pub async fn examine(inner: &Inner, queues: &[QueueName], theirs: &[Stream]) -> Result<Vec<Finding>, api::Error> {
     let mut findings = Findings(Vec::new());
-    let info = inner.link.client.server_info();
+    let info = inner.link.client().server_info();
     let version = super::parse_version(&info.version).unwrap_or_default();
     let server = format!("nats-server {}", info.version);
     if version < (2, 12, 5) {

@@ -3,6 +3,9 @@
 //! The client library reconnects for ever and says little: a denied permission or credentials that stopped working
 //! come as events only. [`Link`] remembers the last such fault until the server takes us again, so that whoever
 //! waits in vain can say why. Requests go over one inbox of ours, whose table forgets what was never answered.
+//!
+//! The client can also stop for good: it panics at a header with a lone carriage return. Its subscriptions end then,
+//! which is how it is noticed, and another client takes its place.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Auth, AuthError, Client, ConnectOptions, Event, HeaderMap, Message, ServerError, Subject};
+use async_nats::{
+    Auth, AuthError, Client, ConnectOptions, Event, HeaderMap, Message, ServerError, Subject, Subscriber,
+};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -55,10 +60,12 @@ pub struct Health {
 
 /// A connection, shared by everything that uses it.
 pub struct Link {
-    /// The client.
-    pub client: Client,
     /// How long a request may take.
     pub timeout: Duration,
+    current: RwLock<Current>,
+    address: Address,
+    shown: String,
+    options: Options,
     health: Arc<Health>,
     inbox: String,
     pending: Mutex<HashMap<u64, oneshot::Sender<Message>>>,
@@ -66,57 +73,113 @@ pub struct Link {
     closed: CancellationToken,
 }
 
+struct Current {
+    client: Arc<Client>,
+    /// Connections of the clients before it.
+    before: u64,
+    /// It has stopped, and there is no other yet.
+    stopped: bool,
+}
+
 impl Link {
     /// Connects, or says whether waiting may help.
     pub async fn connect(address: &Address, shown: &str, options: &Options) -> Result<Arc<Self>, Error> {
         let health = Arc::new(Health::default());
-        let client = connect_options(address, options, health.clone())?
-            .connect(address.urls())
-            .await
-            .map_err(|error| unreachable(shown, &error))?;
-        let inbox = client.new_inbox();
+        let client = client(address, shown, options, health.clone()).await?;
         let link = Arc::new(Self {
-            client,
+            inbox: client.new_inbox(),
+            current: RwLock::new(Current { client: Arc::new(client), before: 0, stopped: false }),
+            address: address.clone(),
+            shown: shown.to_owned(),
             timeout: options.timeout,
+            options: options.clone(),
             health,
-            inbox,
             pending: Mutex::default(),
             next: AtomicU64::new(0),
             closed: CancellationToken::new(),
         });
-        let mut answers = link
-            .client
-            .subscribe(format!("{}.*", link.inbox))
-            .await
-            .map_err(|error| Error::Unavailable(format!("failed to subscribe at {shown}: {error}")))?;
-        let router = link.clone();
-        tokio::spawn(async move {
-            loop {
-                let message = tokio::select! {
-                    biased;
-                    message = answers.next() => message,
-                    () = router.closed.cancelled() => None,
-                };
-                let Some(message) = message else { return };
-                let ticket = message.subject.rsplit_once('.').and_then(|(_, ticket)| ticket.parse().ok());
-                let waiting = ticket.and_then(|ticket: u64| router.pending.lock().remove(&ticket));
-                if let Some(waiting) = waiting {
-                    // Whoever asked may have given up meanwhile.
-                    let _ = waiting.send(message);
-                }
-            }
-        });
+        let answers = link.answers(&link.client()).await?;
+        tokio::spawn(link.clone().serve(answers));
         Ok(link)
+    }
+
+    /// The client of now.
+    pub fn client(&self) -> Arc<Client> {
+        self.current.read().client.clone()
     }
 
     /// How many connections were made so far: the number of this one.
     pub fn epoch(&self) -> u64 {
-        self.client.statistics().connects.load(Ordering::Acquire)
+        let current = self.current.read();
+        current.before + current.client.statistics().connects.load(Ordering::Acquire)
     }
 
     /// Whether there is a connection now.
     pub fn connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
+        let current = self.current.read();
+        !current.stopped && current.client.connection_state() == State::Connected
+    }
+
+    async fn answers(&self, client: &Client) -> Result<Subscriber, Error> {
+        let subscribed = client.subscribe(format!("{}.*", self.inbox)).await;
+        subscribed.map_err(|error| Error::Unavailable(format!("failed to subscribe at {}: {error}", self.shown)))
+    }
+
+    /// Hands answers to whoever asked, and takes another client where one has stopped.
+    async fn serve(self: Arc<Self>, mut answers: Subscriber) {
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = answers.next() => message,
+                () = self.closed.cancelled() => return,
+            };
+            if let Some(message) = message {
+                self.answered(message);
+                continue;
+            }
+            answers = tokio::select! {
+                biased;
+                () = self.closed.cancelled() => return,
+                answers = self.replace() => answers,
+            };
+        }
+    }
+
+    fn answered(&self, message: Message) {
+        let ticket = message.subject.rsplit_once('.').and_then(|(_, ticket)| ticket.parse().ok());
+        let waiting = ticket.and_then(|ticket: u64| self.pending.lock().remove(&ticket));
+        if let Some(waiting) = waiting {
+            // Whoever asked may have given up meanwhile.
+            let _ = waiting.send(message);
+        }
+    }
+
+    /// Puts another client in the place of one that has stopped.
+    async fn replace(&self) -> Subscriber {
+        self.current.write().stopped = true;
+        tracing::error!(
+            "the NATS client has stopped, as it does at a header with a lone carriage return; another one is connected"
+        );
+        let mut attempts = 0;
+        loop {
+            let made = async {
+                let client = client(&self.address, &self.shown, &self.options, self.health.clone()).await?;
+                let answers = self.answers(&client).await?;
+                Ok((client, answers))
+            };
+            match made.await {
+                Ok((client, answers)) => {
+                    // What was sent over the old one and what comes over this one differ by the connection's number.
+                    let before = self.epoch();
+                    *self.current.write() = Current { client: Arc::new(client), before, stopped: false };
+                    return answers;
+                }
+                Err(error @ Error::Refused(_)) => self.health.refused(error.to_string()),
+                Err(error) => tracing::debug!(error = %error, "connecting to NATS failed"),
+            }
+            attempts += 1;
+            tokio::time::sleep(pause(attempts)).await;
+        }
     }
 
     /// What the server refused since the connection was made: a permission, or credentials.
@@ -145,12 +208,11 @@ impl Link {
         let forget = Forget { pending: &self.pending, ticket };
         let violations = self.violations();
         let reply = Subject::from(format!("{}.{ticket}", self.inbox));
+        let client = self.client();
         let exchange = async {
             let sent = match headers {
-                Some(headers) => {
-                    self.client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload).await
-                }
-                None => self.client.publish_with_reply(subject.clone(), reply, payload).await,
+                Some(headers) => client.publish_with_reply_and_headers(subject.clone(), reply, headers, payload).await,
+                None => client.publish_with_reply(subject.clone(), reply, payload).await,
             };
             if let Err(error) = sent {
                 return Err(match error.kind() {
@@ -178,10 +240,11 @@ impl Link {
 
     /// Flushes and closes.
     pub async fn close(&self) {
+        let client = self.client();
         // What is lost with the connection was not confirmed, and nobody waits for it any more.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.client.flush()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), client.flush()).await;
         self.closed.cancel();
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.client.drain()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), client.drain()).await;
     }
 }
 
@@ -194,6 +257,17 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         self.pending.lock().remove(&self.ticket);
     }
+}
+
+/// Before the next try to connect.
+fn pause(attempts: usize) -> Duration {
+    let base = if attempts <= 1 { 0 } else { (1u64 << attempts.min(11)).min(2_000) };
+    Duration::from_millis(base / 2 + fastrand::u64(0..=base / 2))
+}
+
+async fn client(address: &Address, shown: &str, options: &Options, health: Arc<Health>) -> Result<Client, Error> {
+    let connecting = connect_options(address, options, health)?.connect(address.urls());
+    connecting.await.map_err(|error| unreachable(shown, &error))
 }
 
 fn connect_options(address: &Address, options: &Options, health: Arc<Health>) -> Result<ConnectOptions, Error> {
@@ -211,10 +285,7 @@ fn connect_options(address: &Address, options: &Options, health: Arc<Health>) ->
     .client_capacity(COMMANDS)
     .skip_subject_validation(true)
     .retain_servers_order()
-    .reconnect_delay_callback(|attempts| {
-        let base = if attempts <= 1 { 0 } else { (1u64 << attempts.min(11)).min(2_000) };
-        Duration::from_millis(base / 2 + fastrand::u64(0..=base / 2))
-    })
+    .reconnect_delay_callback(pause)
     .event_callback(move |event| {
         health.note(&event);
         std::future::ready(())

@@ -101,7 +101,7 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
         )));
     }
     let link = Link::connect(&parsed, &shown, &options).await?;
-    let info = link.client.server_info();
+    let info = link.client().server_info();
     let version = parse_version(&info.version);
     if version.is_none_or(|version| version < OLDEST) {
         link.close().await;

@@ -24,7 +24,7 @@ pub async fn store(
     mut body: Bytes,
     deadline: Instant,
 ) -> Result<PubAck, Error> {
-    let limit = api.link.client.max_payload().saturating_sub(ROOM);
+    let limit = api.link.client().max_payload().saturating_sub(ROOM);
     let size: usize = headers
         .iter()
         .flat_map(|(name, values)| {

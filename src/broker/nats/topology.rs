@@ -207,7 +207,7 @@ impl Topology<'_> {
     /// Makes a stream with the replicas that were asked for, or as many as the cluster has, up to three.
     async fn make(&self, mut config: Value) -> Result<Stream, Error> {
         let wanted = self.options.replicas;
-        let clustered = self.api.link.client.server_info().cluster.is_some();
+        let clustered = self.api.link.client().server_info().cluster.is_some();
         let first = wanted.unwrap_or(if clustered { 3 } else { 1 });
         config["num_replicas"] = json!(first);
         match self.api.put_stream("CREATE", &config).await {

@@ -68,7 +68,7 @@ impl NatsYardstick {
     }
 
     async fn drain(&self, topic: &str, confirmed: bool, count: usize, seen: Seen<'_>) -> Result<(), Error> {
-        let (stream, client) = (stream(topic), &self.link().client);
+        let (stream, client) = (stream(topic), self.link().client());
         let durable = if confirmed { "raw-confirmed" } else { "raw-plain" };
         let consumer = json!({ "stream_name": stream, "action": "create", "config": {
             "durable_name": durable, "ack_policy": "explicit", "deliver_policy": "all", "max_ack_pending": 100_000,

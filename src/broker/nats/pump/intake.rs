@@ -37,7 +37,7 @@ impl Pump {
             }
             next = self.waiting();
         }
-        self.bundle.send(&self.context.link.client).await;
+        self.bundle.send(&self.context.link.client()).await;
         if !fresh.is_empty() {
             self.shared.push(fresh.drain(..));
         }
@@ -272,7 +272,7 @@ impl Pump {
                 self.silences = 0;
                 tracing::warn!("the NATS server does not answer; connecting anew");
                 // Where the client's own task is gone there is nothing to connect.
-                let _ = self.context.link.client.force_reconnect().await;
+                let _ = self.context.link.client().force_reconnect().await;
                 return;
             }
             (0..self.consumers.len()).for_each(|index| self.led_anew(index));

@@ -161,7 +161,7 @@ impl Pump {
         closed: CancellationToken,
     ) -> Self {
         let single =
-            fresh.iter().chain([&work]).all(|s| s.single) && context.link.client.server_info().cluster.is_none();
+            fresh.iter().chain([&work]).all(|s| s.single) && context.link.client().server_info().cluster.is_none();
         let lanes = fresh.into_iter().map(|s| (s, Lane::Fresh)).chain([(work, Lane::Retry)]);
         let consumers = lanes
             .map(|(subscription, lane)| Consumer {
@@ -190,7 +190,7 @@ impl Pump {
         shared.set_limit(if single { GROUP * GROUPS } else { SINGLES });
         Self {
             hand: Hand::new(context.lease),
-            server: (context.link.client.server_info().server_id, 0),
+            server: (context.link.client().server_info().server_id, 0),
             context,
             shared,
             commands,
@@ -291,7 +291,7 @@ impl Pump {
     }
 
     async fn reopen(&mut self, epoch: u64) {
-        let prefix = self.context.link.client.new_inbox();
+        let prefix = self.context.link.client().new_inbox();
         // The old one is dropped first: its requests lose their way, and their credit with it.
         self.inbox = None;
         for consumer in &mut self.consumers {
@@ -299,19 +299,18 @@ impl Pump {
         }
         self.renewals.clear();
         (0..self.consumers.len()).for_each(|index| self.line_shut(index));
-        let server = self.context.link.client.server_info().server_id;
+        let server = self.context.link.client().server_info().server_id;
         if server != self.server.0 {
             self.server = (server, epoch);
             self.forgotten();
         }
-        match self.context.link.client.subscribe(format!("{prefix}.*.*.*")).await {
+        match self.context.link.client().subscribe(format!("{prefix}.*.*.*")).await {
             Ok(messages) => {
                 self.inbox = Some(Inbox { messages, prefix, epoch });
                 self.shared.connected(epoch);
             }
-            Err(error) if self.closed.is_cancelled() => tracing::debug!(error = %error, "the connection was closed"),
-            // Its task has ended, as it does where it panics: nothing more will ever come over this connection.
-            Err(error) => self.shared.fail(format!("the NATS client has stopped ({error}); start the worker again")),
+            // The client has stopped: there will be another one, or this was the end.
+            Err(error) => tracing::debug!(error = %error, "failed to subscribe"),
         }
         let (before, since) = self.searched;
         if epoch != before {
@@ -319,7 +318,9 @@ impl Pump {
             self.searched = (epoch, now);
             // What comes again and again comes once a lease.
             let soon = now.saturating_sub(since) < SOON.max(4 * self.context.lease);
-            (0..self.consumers.len()).for_each(|index| self.search(index, soon));
+            if before != 0 {
+                (0..self.consumers.len()).for_each(|index| self.search(index, soon));
+            }
         }
     }
 
@@ -363,12 +364,12 @@ impl Pump {
 
     async fn publish(&self, subject: Subject, payload: Bytes) {
         // A publication that fails is one that was not confirmed; whoever needs it confirmed tries again.
-        let _ = self.context.link.client.publish(subject, payload).await;
+        let _ = self.context.link.client().publish(subject, payload).await;
     }
 
     async fn ask(&self, subject: Subject, reply: String, payload: Bytes) {
         // Likewise.
-        let _ = self.context.link.client.publish_with_reply(subject, wire::subject(reply), payload).await;
+        let _ = self.context.link.client().publish_with_reply(subject, wire::subject(reply), payload).await;
     }
 
     async fn command(&mut self, command: Command) {
@@ -590,6 +591,6 @@ impl Pump {
             self.renewals.insert(self.next_renewal, (key, now));
             self.bundle.push(&held.reply, Some(wire::subject(reply)), PROGRESS);
         }
-        self.bundle.send(&self.context.link.client).await;
+        self.bundle.send(&self.context.link.client()).await;
     }
 }

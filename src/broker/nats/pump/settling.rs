@@ -195,6 +195,6 @@ impl Pump {
                 self.bundle.push(&held.reply, reply, ACK);
             }
         }
-        self.bundle.send(&self.context.link.client).await;
+        self.bundle.send(&self.context.link.client()).await;
     }
 }
