@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use windlass::broker::{Broker, Destination, Disposition, Publication};
+use windlass::broker::{self, Broker, Destination, Disposition, NatsOptions, Options, Publication, Settled};
 use windlass::message::Message;
 use windlass::time::Clock;
 
-use super::kit::{LEASE, connect, open, publish, queue, run_for};
+use super::kit::{Behind, LEASE, connect, open, options, publish, queue, run_for};
 use crate::support::nats::{Nats, Release};
 use crate::support::tool;
 
@@ -61,6 +61,35 @@ fn four_workers_share_a_queue() {
         let quarter = events / 4;
         let fair = done.iter().all(|&done| done.abs_diff(quarter) * 100 <= quarter * 15);
         assert!(fair, "each within 15 % of {quarter}: {done:?}");
+    });
+}
+
+/// More than the client keeps for a subscription by default: what does not fit there it drops without a word to whoever
+/// reads, and it comes again only after its lease.
+#[test]
+fn as_many_as_there_are_slots_come_at_once() {
+    const EVENTS: usize = 80_000;
+    let Some(server) = Nats::start(Release::New) else { return };
+    run_for(Duration::from_secs(300), async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        for _ in 0..EVENTS {
+            behind.0.publish("orders", "{}".into()).await.expect("published");
+        }
+        behind.0.flush().await.expect("sent");
+        while behind.api("STREAM.INFO.ORDERS", serde_json::Value::Null).await["state"]["messages"] != EVENTS {}
+        let mut invoice = queue("invoice", &["orders"]);
+        invoice.slots = EVENTS.try_into().expect("not 0");
+        let options =
+            Options { lease: Duration::from_secs(200), ..options(NatsOptions::default(), &[invoice.clone()]) };
+        let broker = broker::connect(&server.url(), options).await.expect("the server can be reached");
+        let mut work = open(&broker, &invoice).await;
+        let deliveries = work.within(EVENTS, Duration::from_secs(150)).await;
+        assert_eq!(deliveries.len(), EVENTS, "before the lease of any has ended");
+        assert!(deliveries.iter().all(|delivery| !delivery.redelivered));
+        let batch = deliveries.into_iter().map(|delivery| delivery.settle(Disposition::Ack)).collect();
+        assert!(work.settler.settle(batch).await.iter().all(|settled| *settled == Settled::Stored));
+        broker.close().await;
     });
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use windlass::broker::{self, Disposition, NatsOptions, Role, Severity, Start};
+use windlass::broker::{self, Disposition, NatsOptions, Role, Settled, Severity, Start};
 
 use super::kit::{self, Behind, connect, open, options, publish, queue, run, unopened};
 use crate::support::nats::{Nats, Release};
@@ -216,6 +216,68 @@ fn a_durable_that_is_removed_under_a_log_ends_the_queue() {
         behind.api("CONSUMER.DELETE.ORDERS.t_invoice", Value::Null).await;
         let Err(error) = work.source.receive(kit::credit(1)).await else { panic!("there is nothing to deliver") };
         assert!(error.to_string().contains("was removed while this worker reads it"), "{error}");
+        broker.close().await;
+    });
+}
+
+/// The server answers such an acknowledgement with "nobody is here": that is no confirmation.
+#[test]
+fn an_acknowledgement_to_a_consumer_that_is_gone_is_not_confirmed() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        kit::publish(&broker, "orders", &["1", "2", "3"]).await;
+        let mut deliveries = work.take(3).await;
+        // While there is a consumer it counts.
+        work.stored(deliveries.remove(0), Disposition::Ack).await;
+        behind.api("CONSUMER.DELETE.ORDERS.t_invoice", Value::Null).await;
+        // Alone, and in a group that one answer would do for.
+        let batch = deliveries.into_iter().map(|delivery| delivery.settle(Disposition::Ack)).collect();
+        let settled = work.settler.settle(batch).await;
+        let confirmed = settled.iter().filter(|settled| **settled == Settled::Stored).count();
+        assert_eq!((confirmed, settled.len()), (0, 2), "{settled:?}");
+        broker.close().await;
+    });
+}
+
+/// Their stream is full of jobs and refuses more: its producers hear it, its workers make room.
+#[test]
+fn a_full_stream_refuses_producers_and_holds_no_worker() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        let config = json!({ "name": "ORDERS", "subjects": ["orders"], "retention": "workqueue", "storage": "file",
+            "num_replicas": 1, "discard": "new", "max_msgs": 2 });
+        behind.api("STREAM.CREATE.ORDERS", config).await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        kit::publish(&broker, "orders", &["1", "2"]).await;
+        let full = async || kit::try_publish(&broker, "orders", "more".into()).await;
+        let error = full().await.expect_err("there is no room");
+        assert_eq!(error.exit_code(), 69, "waiting helps");
+        assert!(error.to_string().contains("full") && error.to_string().contains("orders"), "{error}");
+        let mut work = open(&broker, &invoice).await;
+        let mut deliveries = work.take(2).await;
+        assert!(full().await.is_err(), "what runs takes its room");
+        // Neither a retry nor a dead letter needs room where the original lies; both make some.
+        work.stored(deliveries.remove(0), kit::retry(2)).await;
+        work.stored(deliveries.remove(0), kit::dead("invoice")).await;
+        let again = work.one().await;
+        assert_eq!(again.attempt().get(), 2);
+        kit::publish(&broker, "orders", &["3", "4"]).await;
+        assert!(full().await.is_err(), "full again");
+        // Nor does what goes back to its queue.
+        let replayed = broker.dead_letters().replay(&kit::letters(&broker).await, &Default::default()).await;
+        assert!(matches!(replayed[..], [Ok(true)]), "{replayed:?}");
+        work.stored(again, Disposition::Ack).await;
+        for delivery in work.take(3).await {
+            work.stored(delivery, Disposition::Ack).await;
+        }
+        full().await.expect("there is room");
         broker.close().await;
     });
 }

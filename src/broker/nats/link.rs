@@ -29,6 +29,9 @@ use crate::broker::{Error, NatsOptions, Options};
 const PING: Duration = Duration::from_secs(10);
 /// Commands that wait for the connection's task.
 const COMMANDS: usize = 16_384;
+/// Messages of a subscription that wait for their reader, beyond which the client drops them: more than any worker has
+/// slots, for a message and the answer to its renewal each.
+const UNREAD: usize = 1 << 20;
 
 /// Denials that are kept and told.
 const DENIALS: usize = 4;
@@ -283,6 +286,7 @@ fn connect_options(address: &Address, options: &Options, health: Arc<Health>) ->
     .connection_timeout(options.timeout.min(Duration::from_secs(5)))
     .request_timeout(Some(options.timeout))
     .client_capacity(COMMANDS)
+    .subscription_capacity(UNREAD)
     .skip_subject_validation(true)
     .retain_servers_order()
     .reconnect_delay_callback(pause)
