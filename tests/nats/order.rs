@@ -1,13 +1,15 @@
 //! Key order: over several workers, and when somebody reads who should not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::json;
-use windlass::broker::{Delivery, Disposition, Queue};
+use serde_json::{Value, json};
+use windlass::broker::{self, Broker, Delivery, Disposition, NatsOptions, Options, Queue};
 
-use super::kit::{self, Behind, LEASE, SOON, connect, open, queue, run, unopened};
+use super::kit::{self, Behind, LEASE, SOON, connect, open, options, queue, run, unopened};
 use crate::support::nats::{Nats, Release};
+use crate::support::proxy::{Cut, Proxy, Toward};
 
 fn ordered() -> Queue {
     Queue { ordered: true, ..queue("ledger", &["entries"]) }
@@ -70,6 +72,85 @@ fn another_worker_takes_over_in_order() {
         let of = |key: &str| order.iter().filter(|body| body.starts_with(key)).cloned().collect::<Vec<_>>();
         assert_eq!(of("ada"), ["ada 1", "ada 2", "ada 3"]);
         assert_eq!(of("bob"), ["bob 1", "bob 2"]);
+        broker.close().await;
+    });
+}
+
+/// Connects with a lease that no test waits for.
+async fn with_a_long_lease(url: &str) -> Arc<dyn Broker> {
+    let options = Options { lease: Duration::from_secs(600), ..options(NatsOptions::default(), &[ordered()]) };
+    broker::connect(url, options).await.expect("the server can be reached")
+}
+
+#[test]
+fn whoever_leaves_hands_over_at_once() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ENTRIES", "entries", "limits").await;
+        let (one, other) = (with_a_long_lease(&server.url()).await, with_a_long_lease(&server.url()).await);
+        let mut first = open(&one, &ordered()).await;
+        entries(&behind, &["ada 1", "ada 2", "bob 1", "bob 2", "eve 1"]).await;
+        let mut in_hand = first.take(3).await;
+        in_hand.sort_by_key(body);
+        let mut second = open(&other, &ordered()).await;
+        // One ends while it leaves, one waits for its retry, one is given back; two were never begun.
+        first.stored(in_hand.remove(0), Disposition::Ack).await;
+        first.stored(in_hand.remove(0), kit::retry(2)).await;
+        first.source.stop().await;
+        drop(in_hand);
+        one.close().await;
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            let delivery = second.within(1, SOON * 3).await.pop().unwrap_or_else(|| panic!("stuck after {order:?}"));
+            let attempt = delivery.attempt().get();
+            order.push((body(&delivery), attempt));
+            second.stored(delivery, Disposition::Ack).await;
+        }
+        let of = |key: &str| order.iter().filter(|(body, _)| body.starts_with(key)).cloned().collect::<Vec<_>>();
+        assert_eq!(of("ada"), [("ada 2".to_owned(), 1)]);
+        assert_eq!(of("bob"), [("bob 1".to_owned(), 2), ("bob 2".to_owned(), 1)]);
+        assert_eq!(of("eve"), [("eve 1".to_owned(), 1)]);
+        other.close().await;
+    });
+}
+
+#[test]
+fn what_is_lost_with_a_connection_comes_again_at_once() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    let proxy = Proxy::to(server.port());
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ENTRIES", "entries", "limits").await;
+        let broker = with_a_long_lease(&format!("nats://{}", proxy.host())).await;
+        let mut work = open(&broker, &ordered()).await;
+        entries(&behind, &["ada 0", "bob 0"]).await;
+        let mut running = work.take(2).await;
+        running.sort_by_key(body);
+        work.stored(running.remove(0), Disposition::Ack).await;
+        for round in 1..=3 {
+            // Delivered, and on its way for ever.
+            let mut asked = 0;
+            let delivered = async || {
+                let info = behind.api("CONSUMER.INFO.ENTRIES.t_ledger", Value::Null).await;
+                info["num_ack_pending"].as_u64().expect("a count") > 1
+            };
+            proxy.swallow(Toward::Client);
+            while !delivered().await {
+                asked += 1;
+                entries(&behind, &[&format!("ada {round}-{asked:03}")]).await;
+            }
+            proxy.cut(Cut::Reset);
+            proxy.pass();
+            for number in 1..=asked {
+                let delivery = work.within(1, SOON * 3).await.pop().unwrap_or_else(|| panic!("stuck at {number}"));
+                assert_eq!(body(&delivery), format!("ada {round}-{number:03}"));
+                work.stored(delivery, Disposition::Ack).await;
+            }
+        }
+        // It was here all the time, and is not called back from ourselves.
+        work.stored(running.remove(0), Disposition::Ack).await;
+        assert!(work.within(1, LEASE).await.is_empty());
         broker.close().await;
     });
 }

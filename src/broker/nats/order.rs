@@ -7,6 +7,10 @@
 //! of them are. While it is open the consumer's own sequence, which counts deliveries one by one, shows a delivery
 //! that went elsewhere at the next one that comes here; the gate shuts before that one is handed out.
 //!
+//! Once it was open, and for as long as the same worker owns the queue, nobody else begins a job: what is then missing
+//! was lost on its way here, with a connection or an inbox, or lies with a reader that hands nothing out. It is called
+//! back, so that the queue does not stand still until its leases have ended.
+//!
 //! A job that waits for its retry stays in hand and keeps its key waiting; so does one that was given back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,6 +22,8 @@ use crate::time::Timestamp;
 /// Counts in a row that found fewer unsettled deliveries at the server than are in hand, until what waits is given
 /// back: the server has forgotten some, or somebody else has settled them.
 const SHORT: u32 = 10;
+/// Counts in a row that found more there than are in hand, while nothing came, until what is missing is called back.
+const LACKING: u32 = 4;
 
 struct Entry<T> {
     key: Option<Bytes>,
@@ -37,6 +43,8 @@ pub enum Count {
     Again,
     /// What is not handed out is better given back: see [`Line::waiting`].
     GiveBack,
+    /// What is unsettled and not in hand is nobody's: it may be called back at once.
+    CallBack,
 }
 
 /// Deliveries of one consumer, in the order of the stream.
@@ -52,6 +60,9 @@ pub struct Line<T> {
     changes: u64,
     missing: usize,
     short: u32,
+    lacking: u32,
+    /// The gate was open since this worker owns the queue.
+    whole: bool,
     /// Of payload that is not handed out.
     bytes: usize,
 }
@@ -68,6 +79,8 @@ impl<T> Default for Line<T> {
             changes: 0,
             missing: 0,
             short: 0,
+            lacking: 0,
+            whole: false,
             bytes: 0,
         }
     }
@@ -100,6 +113,17 @@ impl<T: Clone> Line<T> {
         self.open = false;
         self.changes += 1;
         self.short = 0;
+    }
+
+    /// Somebody else owned the queue, or may have.
+    pub fn foreign(&mut self) {
+        self.whole = false;
+        self.shut();
+    }
+
+    /// Whether it is in hand.
+    pub fn holds(&self, seq: u64) -> bool {
+        self.entries.contains_key(&seq)
     }
 
     /// A delivery came, whichever it is; its number among the consumer's deliveries.
@@ -207,17 +231,22 @@ impl<T: Clone> Line<T> {
     /// The server has `pending` unsettled deliveries and has made `sequence` in all; `changes` is from before it was
     /// asked.
     pub fn counted(&mut self, changes: u64, pending: usize, sequence: u64) -> Count {
+        let lacking = std::mem::take(&mut self.lacking) + 1;
         if changes != self.changes {
             return Count::Again;
         }
         self.missing = pending.saturating_sub(self.entries.len());
         if pending == self.entries.len() {
-            (self.open, self.last, self.short) = (true, sequence, 0);
+            (self.open, self.last, self.short, self.whole) = (true, sequence, 0, true);
             self.look.extend(self.entries.keys());
             return Count::Open;
         }
         if pending > self.entries.len() {
             self.short = 0;
+            if self.whole && lacking >= LACKING {
+                return Count::CallBack;
+            }
+            self.lacking = lacking;
             return Count::Again;
         }
         self.short += 1;
@@ -271,6 +300,8 @@ mod tests {
         Drop,
         /// Delivered to somebody who should not read any more.
         Elsewhere,
+        /// Somebody else owned the queue for a moment, and runs a job of it.
+        Foreign,
         /// What others have comes back; or they settle it.
         Expire,
         LateSuccess,
@@ -289,6 +320,7 @@ mod tests {
             8 => Just(Step::Fetch),
             1 => Just(Step::Drop),
             1 => Just(Step::Elsewhere),
+            1 => Just(Step::Foreign),
             2 => Just(Step::Expire),
             1 => Just(Step::LateSuccess),
             6 => Just(Step::Count),
@@ -306,6 +338,8 @@ mod tests {
         /// Handed out.
         out: Vec<u64>,
         elsewhere: BTreeSet<u64>,
+        /// Of these, what a former owner runs.
+        theirs: BTreeSet<u64>,
         now: i64,
     }
 
@@ -341,24 +375,45 @@ mod tests {
                 Step::Drop | Step::Elsewhere => {
                     self.elsewhere.extend(self.server.deliver().map(|(seq, _)| seq));
                 }
+                Step::Foreign => {
+                    self.line.foreign();
+                    if let Some((seq, _)) = self.server.deliver() {
+                        self.elsewhere.insert(seq);
+                        self.theirs.insert(seq);
+                    }
+                }
                 Step::Expire => {
+                    self.theirs.clear();
                     for seq in std::mem::take(&mut self.elsewhere) {
                         self.server.pending.entry(seq).and_modify(|queued| *queued = true);
                     }
                 }
                 Step::LateSuccess => {
                     if let Some(seq) = self.elsewhere.pop_first() {
+                        self.theirs.remove(&seq);
                         self.server.settle(seq);
                     }
                 }
                 Step::Count => {
                     let changes = self.line.changes();
                     let (pending, sequence) = (self.server.pending.len(), self.server.sequence);
-                    if !self.line.is_open() && self.line.counted(changes, pending, sequence) == Count::GiveBack {
-                        for seq in self.line.waiting() {
-                            self.line.remove(seq, false);
-                            self.server.pending.entry(seq).and_modify(|queued| *queued = true);
+                    if self.line.is_open() {
+                        return;
+                    }
+                    match self.line.counted(changes, pending, sequence) {
+                        Count::GiveBack => {
+                            for seq in self.line.waiting() {
+                                self.line.remove(seq, false);
+                                self.server.pending.entry(seq).and_modify(|queued| *queued = true);
+                            }
                         }
+                        Count::CallBack => {
+                            for (seq, queued) in &mut self.server.pending {
+                                assert!(self.line.holds(*seq) || !self.theirs.contains(seq), "{seq} runs elsewhere");
+                                *queued |= !self.line.holds(*seq);
+                            }
+                        }
+                        Count::Open | Count::Again => {}
                     }
                 }
                 Step::Ack(n) => {
@@ -396,7 +451,7 @@ mod tests {
         #[test]
         fn a_key_is_in_order_whatever_happens(steps in proptest::collection::vec(step(), 0..250)) {
             let (server, line) = (Server::default(), Line::default());
-            let mut world = World { server, line, out: Vec::new(), elsewhere: BTreeSet::new(), now: 0 };
+            let mut world = World { server, line, out: Vec::new(), elsewhere: BTreeSet::new(), theirs: BTreeSet::new(), now: 0 };
             for step in steps {
                 world.step(step);
                 world.hand_out()?;
@@ -429,6 +484,21 @@ mod tests {
         assert_eq!(line.ready(Timestamp::from_millis(0)), [(11, ())]);
         line.remove(11, true);
         assert_eq!(line.ready(Timestamp::from_millis(0)), [(12, ())]);
+    }
+
+    #[test]
+    fn what_is_lost_is_called_back_by_whoever_alone_can_have_it() {
+        let mut line: Line<()> = Line::default();
+        let counts = |line: &mut Line<()>, pending: usize| -> Vec<Count> {
+            (0..2 * LACKING).map(|_| line.counted(line.changes(), pending, 3)).collect()
+        };
+        assert!(!counts(&mut line, 1).contains(&Count::CallBack), "a former owner may run it");
+        assert_eq!(line.counted(line.changes(), 0, 3), Count::Open);
+        line.shut();
+        let lost = counts(&mut line, 1);
+        assert_eq!(lost.iter().filter(|count| **count == Count::CallBack).count(), 2, "{lost:?}");
+        line.foreign();
+        assert!(!counts(&mut line, 1).contains(&Count::CallBack), "the owner was another one meanwhile");
     }
 
     #[test]

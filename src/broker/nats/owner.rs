@@ -17,6 +17,11 @@ use super::api::{Error, code};
 use super::context::Context;
 use super::wire::header;
 
+/// The owner renews its record at least so often.
+const RENEW: Duration = Duration::from_secs(5);
+/// Whoever stands by looks at it at least so often: an owner that leaves removes it.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Until when this worker owns the queue; `None`: somebody else does, or nobody yet.
 pub type Until = Option<Instant>;
 
@@ -31,11 +36,11 @@ pub async fn hold(context: Arc<Context>, until: watch::Sender<Until>, leave: Can
             Ok(()) => drop(until.send_replace(None)),
             Err(error) => tracing::debug!(queue = %context.queue.name, error = %error, "failed to look who owns it"),
         }
-        let pause = if mine.is_some() { context.lease / 4 } else { context.lease / 10 };
+        let pause = if mine.is_some() { (context.lease / 4).min(RENEW) } else { (context.lease / 10).min(LOOK) };
         tokio::select! {
             biased;
             () = leave.cancelled() => {}
-            () = tokio::time::sleep(pause.min(Duration::from_secs(5))) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
     until.send_replace(None);

@@ -98,7 +98,7 @@ enum Done {
     Prepared(Key, Prepared),
     Moved(Key, Moved),
     Looked(usize, Result<bool, String>),
-    Counted(usize, u64, Result<(usize, u64), super::api::Error>),
+    Counted(usize, u64, Result<ordered::Counts, super::api::Error>),
     /// The sequence of each mark, and whether it may start.
     Marked(Vec<(Key, Result<Option<(u64, bool)>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
     Cleared,

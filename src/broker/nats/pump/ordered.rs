@@ -15,6 +15,7 @@ use crate::broker::nats::held::Key;
 use crate::broker::nats::names;
 use crate::broker::nats::order::{Count, Line};
 use crate::broker::nats::owner::Until;
+use crate::broker::nats::topology::Subscription;
 use crate::broker::{Delivery, Disposition, Settled, Token};
 use crate::message::record::Record;
 use crate::message::{Message, Origin, attribute, decode};
@@ -23,6 +24,21 @@ use crate::message::{Message, Origin, attribute, decode};
 const WINDOW: usize = 4;
 /// The time between two counts of what is unsettled.
 const COUNT: Duration = Duration::from_millis(50);
+
+/// Places of the stream, behind the last that was delivered, where what is missing is called back.
+const CALLED: u64 = 4_096;
+
+/// What the server says of a consumer.
+pub struct Counts {
+    /// Unsettled deliveries.
+    pending: usize,
+    /// Deliveries in all.
+    sequence: u64,
+    /// The last message that was delivered, by its place in the stream.
+    last: u64,
+    /// Up to here everything is settled.
+    floor: u64,
+}
 
 /// The state of a queue in key order.
 pub struct Ordered {
@@ -173,7 +189,7 @@ impl Pump {
         let (began, ended) = (owned && !ordered.owned, !owned && ordered.owned);
         ordered.owned = owned;
         if began || ended {
-            ordered.lines.iter_mut().for_each(Line::shut);
+            ordered.lines.iter_mut().for_each(Line::foreign);
         }
         if !owned {
             return self.give_back_waiting(None).await;
@@ -213,28 +229,50 @@ impl Pump {
                 let info = context.api.consumer(&stream, &durable).await;
                 let counted = info.and_then(|info| {
                     let info = info.ok_or_else(|| Error::Answer("the consumer is gone".to_owned()))?;
-                    let pending = info["num_ack_pending"].as_u64().and_then(|pending| usize::try_from(pending).ok());
-                    let both = pending.zip(info["delivered"]["consumer_seq"].as_u64());
-                    both.ok_or_else(|| Error::Answer("a consumer without its counts".to_owned()))
+                    let counts = || {
+                        Some(Counts {
+                            pending: info["num_ack_pending"].as_u64()?.try_into().ok()?,
+                            sequence: info["delivered"]["consumer_seq"].as_u64()?,
+                            last: info["delivered"]["stream_seq"].as_u64()?,
+                            floor: info["ack_floor"]["stream_seq"].as_u64()?,
+                        })
+                    };
+                    counts().ok_or_else(|| Error::Answer("a consumer without its counts".to_owned()))
                 });
                 Done::Counted(index, changes, counted)
             });
         }
     }
 
-    pub(super) async fn line_counted(&mut self, index: usize, changes: u64, counted: Result<(usize, u64), Error>) {
+    pub(super) async fn line_counted(&mut self, index: usize, changes: u64, counted: Result<Counts, Error>) {
         let next = self.now() + COUNT;
         let Some(ordered) = &mut self.ordered else { return };
         ordered.counts[index] = Ok(next);
         match counted {
-            Ok((pending, sequence)) if ordered.owned => {
-                if ordered.lines[index].counted(changes, pending, sequence) == Count::GiveBack {
-                    self.give_back_waiting(Some(index)).await;
+            Ok(counts) if ordered.owned => {
+                match ordered.lines[index].counted(changes, counts.pending, counts.sequence) {
+                    Count::GiveBack => self.give_back_waiting(Some(index)).await,
+                    Count::CallBack => self.call_back(index, counts).await,
+                    Count::Open | Count::Again => {}
                 }
             }
             Ok(_) => {}
             Err(error) => tracing::debug!(error = %error, "failed to count what is unsettled"),
         }
+    }
+
+    /// Gives back, for the consumer, what was delivered and is not in hand. The server goes by the sequence of the stream
+    /// and passes over what is settled or was never delivered (`processNak` in nats-server's consumer.go).
+    async fn call_back(&mut self, index: usize, counts: Counts) {
+        let Some(ordered) = &self.ordered else { return };
+        let Subscription { stream, durable, .. } = &self.consumers[index].subscription;
+        tracing::debug!(queue = %self.context.queue.name, stream, "deliveries were lost; they are called back");
+        let first = counts.floor.max(counts.last.saturating_sub(CALLED)) + 1;
+        for seq in (first..=counts.last).filter(|seq| !ordered.lines[index].holds(*seq)) {
+            let reply = format!("$JS.ACK.{stream}.{durable}.1.{seq}.{}.0.0", counts.sequence);
+            self.bundle.push(&reply, None, NAK);
+        }
+        self.bundle.send(&self.context.link.client()).await;
     }
 
     /// Gives back what is not handed out, of one consumer or of all.
