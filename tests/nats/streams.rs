@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use windlass::broker::{self, Disposition, NatsOptions, Role, Settled, Severity, Start};
+use windlass::broker::{self, Disposition, NatsOptions, Role, Settled, Severity, Start, Trouble};
 
 use super::kit::{self, Behind, connect, open, options, publish, queue, run, unopened};
 use crate::support::nats::{Nats, Release};
@@ -200,6 +200,59 @@ fn a_durable_that_is_removed_is_made_anew_where_nothing_runs_again() {
         let left = behind.api("STREAM.INFO.ORDERS", Value::Null).await["state"]["messages"].clone();
         assert_eq!(left, 0);
         broker.close().await;
+    });
+}
+
+/// Nor can anything be read from a stream that somebody removes: that is told, and ends by itself when it is back.
+#[test]
+fn a_stream_that_is_removed_is_missed_until_it_is_back() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "workqueue").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        kit::publish(&broker, "orders", &["1"]).await;
+        let delivery = work.one().await;
+        work.stored(delivery, Disposition::Ack).await;
+        behind.api("STREAM.DELETE.ORDERS", Value::Null).await;
+        // Whoever asks for jobs notices.
+        let missed =
+            |work: &kit::Work| matches!(work.settler.trouble(), Some(Trouble::Broker(why)) if why.contains("ORDERS"));
+        while !missed(&work) {
+            assert!(work.within(1, Duration::from_millis(50)).await.is_empty(), "there is nothing to deliver");
+        }
+        behind.stream("ORDERS", "orders", "workqueue").await;
+        behind.0.publish("orders", "2".into()).await.expect("published");
+        let delivery = work.within(1, kit::SOON * 3).await.pop().expect("it goes on by itself");
+        assert_eq!(delivery.message.body.as_deref(), Some(&b"2"[..]));
+        work.stored(delivery, Disposition::Ack).await;
+        assert_eq!(work.settler.trouble(), None);
+        broker.close().await;
+    });
+}
+
+/// A subject without a stream answers as one whose stream has no leader: it is asked again, and not for ever.
+#[test]
+fn a_topic_that_nobody_stores_is_refused_where_no_stream_may_be_made() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let nats = NatsOptions { no_create: true, ..NatsOptions::default() };
+        let strict = broker::connect(&server.url(), options(nats, &[])).await.expect("reached");
+        let error = kit::try_publish(&strict, "orders", "{}".into()).await.expect_err("nobody stores it");
+        assert_eq!(error.exit_code(), 78);
+        assert!(error.to_string().contains("orders"), "{error}");
+        // Known to be stored, and not any more.
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        kit::publish(&strict, "orders", &["1"]).await;
+        behind.api("STREAM.DELETE.ORDERS", Value::Null).await;
+        let error = kit::try_publish(&strict, "orders", "{}".into()).await.expect_err("nobody stores it");
+        assert!([69, 78].contains(&error.exit_code()), "{error}");
+        behind.stream("ORDERS", "orders", "limits").await;
+        kit::publish(&strict, "orders", &["2"]).await;
+        strict.close().await;
     });
 }
 

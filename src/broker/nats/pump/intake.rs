@@ -244,7 +244,9 @@ impl Pump {
             return;
         };
         let (stream, durable) = (subscription.stream, subscription.durable);
-        tracing::warn!(queue = %context.queue.name, stream, durable, "a consumer was removed; it is made anew");
+        if consumer.gone.is_none() {
+            tracing::warn!(queue = %context.queue.name, stream, durable, "a consumer was removed; it is made anew");
+        }
         self.tasks.spawn(async move {
             Done::Made(index, context.api.put_consumer(&stream, "create", &config).await.map(drop))
         });

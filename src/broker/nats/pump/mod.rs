@@ -71,6 +71,8 @@ struct Consumer {
     /// Looks for it that found nothing, in a row; and whether one is under way.
     missing: u32,
     checking: bool,
+    /// It cannot be made anew, because its stream is gone, too: says so.
+    gone: Option<String>,
     /// The last message that came, by its sequence.
     highest: u64,
     /// Up to here a server that died may have forgotten what it had delivered and what was settled.
@@ -177,6 +179,7 @@ impl Pump {
                 channel: None,
                 missing: 0,
                 checking: false,
+                gone: None,
                 highest: 0,
                 doubtful: 0,
                 searching: false,
@@ -460,7 +463,7 @@ impl Pump {
                 let consumer = &mut self.consumers[index];
                 consumer.checking = false;
                 match found {
-                    Ok(true) => consumer.missing = 0,
+                    Ok(true) => (consumer.missing, consumer.gone) = (0, None),
                     Ok(false) => {
                         consumer.missing += 1;
                         if consumer.missing >= 3 {
@@ -500,13 +503,20 @@ impl Pump {
             }
             Done::Made(index, Ok(())) => {
                 let consumer = &mut self.consumers[index];
-                (consumer.checking, consumer.missing) = (false, 0);
+                (consumer.checking, consumer.missing, consumer.gone) = (false, 0, None);
                 // It delivers all that is not settled anew, and calls each the first time.
                 consumer.doubtful = consumer.highest + DOUBTFUL;
             }
             Done::Made(index, Err(error)) => {
-                self.consumers[index].checking = false;
-                tracing::warn!(queue = %self.context.queue.name, error = %error, "failed to make a consumer anew");
+                let consumer = &mut self.consumers[index];
+                let Subscription { stream, durable, .. } = &consumer.subscription;
+                let why = format!(
+                    "the consumer {durable} on the stream {stream} was removed, and cannot be made anew: {error}"
+                );
+                if consumer.gone.is_none() {
+                    tracing::error!(queue = %self.context.queue.name, error = %why, "a queue is not read");
+                }
+                (consumer.checking, consumer.gone) = (false, Some(why));
                 self.look(index);
             }
             Done::Searched(index, epoch, mut known, found) => {
@@ -535,7 +545,7 @@ impl Pump {
         self.shared.set_broker_trouble(match (link.denied(), link.connected()) {
             (Some(denied), _) => Some(denied),
             (None, false) => Some("the connection to NATS is lost".to_owned()),
-            (None, true) => None,
+            (None, true) => self.consumers.iter().find_map(|consumer| consumer.gone.clone()),
         });
         if !link.connected() {
             return;
