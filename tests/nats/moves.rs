@@ -190,6 +190,48 @@ fn a_job_that_kills_its_workers_is_found() {
 }
 
 #[test]
+fn a_worker_that_was_cut_off_and_comes_back_has_not_crashed() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let invoice = queue("invoice", &["orders"]);
+        let first = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        open(&first, &invoice).await;
+        publish(&first, "orders", &["1"]).await;
+        first.close().await;
+        for _ in 0..3 {
+            let mut worker = kit::doomed(&server.url(), &invoice).await;
+            let delivery = worker.work.one().await;
+            if delivery.needs_mark {
+                assert_eq!(worker.work.settler.mark(&[&delivery]).await, [true]);
+            }
+            worker.die(vec![delivery]);
+        }
+        let behind = Behind::connect(&server.url()).await;
+        let stream = async_nats::jetstream::new(behind.0.clone()).get_stream("t_work").await.expect("it is there");
+        let mark = stream.get_last_raw_message_by_subject("t.state.invoice.mark.>").await.expect("it is left over");
+        let mark: Value = serde_json::from_slice(&mark.payload).expect("JSON");
+        let before = mark["left"].as_array().expect("those before");
+        assert_eq!(before.len(), 1, "and the last: two, which condemn: {mark}");
+        // They show themselves when the next one has seen that they are not there.
+        let mut worker = kit::doomed(&server.url(), &invoice).await;
+        let back = async {
+            tokio::time::sleep(LEASE / 4).await;
+            for left in before.iter().chain([&mark]) {
+                let until = windlass::time::Clock::System.now().after(SOON).as_millis();
+                let body = json!({ "until": until, "queues": {}, "instance": left["by"] }).to_string();
+                let subject = format!("t.state._worker.{}", left["worker"].as_str().expect("a name"));
+                behind.0.publish(subject, body.into()).await.expect("published");
+            }
+            behind.0.flush().await.expect("sent");
+        };
+        let (delivery, ()) = tokio::join!(worker.work.one(), back);
+        assert!(delivery.needs_mark && !delivery.condemned && !delivery.suspect);
+        worker.work.stored(delivery, Disposition::Ack).await;
+        worker.leave().await;
+    });
+}
+
+#[test]
 fn what_is_given_back_never_counts_as_a_crash() {
     let Some(server) = Nats::start(Release::New) else { return };
     run(async {

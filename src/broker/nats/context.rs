@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::api::{Api, Error, PubAck, Stored};
 use super::letters;
@@ -45,6 +46,8 @@ pub struct Context {
     pub worker: Arc<str>,
     /// This process, told from every other that was ever called so.
     pub instance: Arc<str>,
+    /// This process leaves.
+    pub closed: CancellationToken,
 }
 
 /// A record to be stored in the stream of work.

@@ -2,7 +2,11 @@
 //!
 //! From its second delivery on, a job's start is marked, under its key in the stream of work. The mark is cleared
 //! when the run is settled or given back; one that is left over, by a worker that is not present any more, is a
-//! crash. Giving back keeps the crashes of earlier runs.
+//! crash. Giving back keeps what earlier runs left over.
+//!
+//! A worker that was cut off from the server for longer than its presence lasts left a mark too, and has not died. So a
+//! mark names all who left one, and who of them is present is asked each time; before it condemns a job a worker asks
+//! twice, with time for the living to show themselves in between.
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -17,12 +21,18 @@ use crate::time::Timestamp;
 pub struct Mark {
     /// See [`super::names::key`].
     pub key: String,
-    /// Crashes so far.
+    /// Crashes so far: those who left it over and are not present.
     pub crashes: u32,
+    /// Who left it over, present or not: workers and their instances.
+    pub left: Vec<(String, String)>,
     /// The stored mark, whosever it is.
     pub seq: Option<u64>,
     /// The stored mark says that this process runs it.
     pub ours: bool,
+}
+
+fn named(mark: &Mark) -> Vec<Value> {
+    mark.left.iter().map(|(worker, by)| json!({ "worker": worker, "by": by })).collect()
 }
 
 impl Context {
@@ -30,16 +40,39 @@ impl Context {
     pub async fn crashes(&self, key: String) -> Result<Mark, Error> {
         let subject = self.names.state(&self.queue.name, &format!("mark.{key}"));
         let Some(stored) = self.api.last(&self.names.work(), &subject).await? else {
-            return Ok(Mark { key, crashes: 0, seq: None, ours: false });
+            return Ok(Mark { key, crashes: 0, left: Vec::new(), seq: None, ours: false });
         };
         let body: Value = serde_json::from_slice(&stored.payload).unwrap_or_default();
-        let before = u32::try_from(body["crashes"].as_u64().unwrap_or(0)).unwrap_or(u32::MAX);
-        let died = match (body["by"].as_str(), body["worker"].as_str()) {
-            (Some(by), _) if by == &*self.instance => false,
-            (Some(by), Some(worker)) => !self.is_present(worker, by).await?,
-            _ => false,
-        };
-        Ok(Mark { key, crashes: before + u32::from(died), seq: Some(stored.seq), ours: false })
+        let who = |value: &Value| Some((value["worker"].as_str()?.to_owned(), value["by"].as_str()?.to_owned()));
+        let before = body["left"].as_array().into_iter().flatten();
+        let mut left: Vec<(String, String)> = Vec::new();
+        for one in before.chain([&body]).filter_map(who) {
+            // It dies once.
+            if one.1 != *self.instance && !left.contains(&one) {
+                left.push(one);
+            }
+        }
+        let first = left.len().saturating_sub(2 * self.queue.max_crashes as usize);
+        left.drain(..first);
+        let mut crashes = 0;
+        for (worker, by) in &left {
+            crashes += u32::from(!self.is_present(worker, by).await?);
+        }
+        Ok(Mark { key, crashes, left, seq: Some(stored.seq), ours: false })
+    }
+
+    /// Likewise; where they condemn the job only after all who live have had the time to say so. `None`: this worker
+    /// leaves first.
+    pub async fn crashes_for_certain(&self, key: String) -> Result<Option<Mark>, Error> {
+        let found = self.crashes(key).await?;
+        if found.crashes < self.queue.max_crashes {
+            return Ok(Some(found));
+        }
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Ok(None),
+            () = tokio::time::sleep(self.lease) => self.crashes(found.key).await.map(Some),
+        }
     }
 
     async fn is_present(&self, worker: &str, instance: &str) -> Result<bool, Error> {
@@ -52,7 +85,7 @@ impl Context {
 
     /// Stores that a job is about to start; the new mark's sequence.
     pub async fn start(&self, mark: &Mark) -> Result<u64, Error> {
-        let body = json!({ "crashes": mark.crashes, "by": &*self.instance, "worker": &*self.worker });
+        let body = json!({ "left": named(mark), "by": &*self.instance, "worker": &*self.worker });
         self.write(mark, &body).await
     }
 
@@ -67,8 +100,8 @@ impl Context {
 
     /// The run has ended: `settled`, or given back. Failing is harmless while this process is present.
     pub async fn clear(&self, mark: &Mark, settled: bool) {
-        let cleared = if !settled && mark.crashes > 0 {
-            self.write(mark, &json!({ "crashes": mark.crashes })).await.map(drop)
+        let cleared = if !settled && !mark.left.is_empty() {
+            self.write(mark, &json!({ "left": named(mark) })).await.map(drop)
         } else {
             match mark.seq {
                 Some(seq) => self.api.delete(&self.names.work(), seq).await.map(drop),

@@ -218,6 +218,7 @@ impl Inner {
             clock: self.options.clock.clone(),
             worker: self.options.worker.clone(),
             instance: self.instance.clone(),
+            closed: self.closed.clone(),
         });
         if queue.ordered {
             notes.push(

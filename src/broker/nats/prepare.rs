@@ -130,8 +130,9 @@ pub async fn prepare(
             found => found,
         };
         match followed {
-            Ok(false) => match context.crashes(key).await {
-                Ok(found) => {
+            Ok(false) => match context.crashes_for_certain(key).await {
+                Ok(None) => return later(delivery, AGAIN),
+                Ok(Some(found)) => {
                     let most = context.queue.max_crashes;
                     delivery.condemned = found.crashes >= most;
                     delivery.suspect = !delivery.condemned && found.crashes + 1 >= most;
