@@ -533,10 +533,14 @@ fn early(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
 fn owners(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
     for (index, run) in runs.iter().enumerate() {
         let beside = runs[index + 1..].iter().find(|later| later.start < run.end);
-        // It was itself begun beside one that no longer counted and could not know it: what that one led to is beside it.
-        let forked = runs[..index]
-            .iter()
-            .any(|other| other.attempt == run.attempt && other.end > run.start && blind(story, other));
+        // It was itself begun beside one that no longer counted and could not know it, or whose settlement a killed server
+        // held up: what that one led to is beside it.
+        let forked = runs[..index].iter().filter(|other| other.attempt == run.attempt).any(|other| {
+            let held_up = story.faults.iter().any(|fault| {
+                fault.kind == Kind::Broker && (other.end..=run.start).contains(&fault.from) && !story.rules.one_lock
+            });
+            other.end > run.start && blind(story, other) || held_up && unconfirmed_until(story, other) > run.start
+        });
         if let Some(later) = beside
             && !blind(story, run)
             && !forked
