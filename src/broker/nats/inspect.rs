@@ -40,9 +40,12 @@ impl Inspect for NatsInspect {
             };
             let workers = self.workers().await.map_err(failed)?;
             let streams = self.streams(&wanted).await.map_err(failed)?;
+            let work = self.0.api.stream(&self.0.names.work()).await.map_err(failed)?;
+            let dead = self.0.api.stream(&self.0.names.dead()).await.map_err(failed)?;
+            let ours = (work.as_ref(), dead.as_ref());
             let mut all = Vec::with_capacity(wanted.len());
             for queue in &wanted {
-                all.push(self.figures(queue, &streams, &workers).await.map_err(failed)?);
+                all.push(self.figures(queue, &streams, ours, &workers).await.map_err(failed)?);
             }
             Ok(all)
         })
@@ -212,6 +215,7 @@ impl NatsInspect {
         &self,
         queue: &QueueName,
         streams: &[Stream],
+        (records, dead): (Option<&Stream>, Option<&Stream>),
         workers: &[Worker],
     ) -> Result<QueueStatus, api::Error> {
         let inner = &self.0;
@@ -245,7 +249,10 @@ impl NatsInspect {
                 }
             }
         }
-        let waiting = self.waiting(queue, delivered, now).await?;
+        let waiting = match records {
+            Some(records) => self.waiting(queue, records, delivered, now).await?,
+            None => Waiting::default(),
+        };
         // What was put off by its receiver counts as unacknowledged at the server, and is not running.
         let put_off = waiting.put_off_retries + waiting.put_off_jobs;
         status.ready = Some(ready);
@@ -255,8 +262,10 @@ impl NatsInspect {
         status.retry_due = waiting.due;
         status.oldest_age = Some(oldest.map_or(Duration::ZERO, |oldest| oldest.until(now)));
         let letters = inner.names.letter(queue, "*");
-        let dead = inner.api.stream_counting(&inner.names.dead(), &letters).await?;
-        status.dead = Some(dead.map_or(0, |stream| stream.total));
+        status.dead = Some(match dead {
+            Some(dead) => inner.api.count(dead, &letters).await?,
+            None => 0,
+        });
         let first = inner.api.next(&inner.names.dead(), 1, &letters).await?;
         status.dead_oldest_age = Some(first.map_or(Duration::ZERO, |first| first.at.until(now)));
         let (count, slots) = attached(workers, queue);
@@ -294,15 +303,15 @@ impl NatsInspect {
     async fn waiting(
         &self,
         queue: &QueueName,
+        records: &Stream,
         delivered: Option<(u64, u64)>,
         now: Timestamp,
     ) -> Result<Waiting, api::Error> {
         let inner = &self.0;
-        let stream = inner.names.work();
         let mut waiting = Waiting::default();
         for (kind, count) in [("wait", &mut waiting.retries), ("later", &mut waiting.jobs)] {
             let filter = inner.names.record(queue, kind, "*");
-            *count = inner.api.stream_counting(&stream, &filter).await?.map_or(0, |stream| stream.total);
+            *count = inner.api.count(records, &filter).await?;
         }
         for kind in ["wait", "held", "run"] {
             // Of those that are due only the delivered ones may have been put off.
@@ -314,7 +323,7 @@ impl NatsInspect {
             };
             let filter = inner.names.record(queue, kind, "*");
             for _ in 0..SCAN {
-                let Some(stored) = inner.api.next(&stream, from, &filter).await? else { break };
+                let Some(stored) = inner.api.next(&records.name, from, &filter).await? else { break };
                 if stored.seq > last {
                     break;
                 }

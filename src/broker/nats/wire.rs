@@ -27,6 +27,8 @@ pub mod header {
     pub const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
     /// `sub`: what lay under the subject before is removed.
     pub const ROLLUP: &str = "Nats-Rollup";
+    /// How many messages are behind the one that was asked for (2.11).
+    pub const BEHIND: &str = "Nats-Num-Pending";
     /// Unused credit of a pull request that ended.
     pub const UNUSED: &str = "Nats-Pending-Messages";
 }
