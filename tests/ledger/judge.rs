@@ -118,6 +118,8 @@ pub struct Rules {
     pub unconfirmed: Duration,
     /// Whether a frozen worker may hold what the others need to store anything: the lock of a file.
     pub one_lock: bool,
+    /// Whether what is done waits for what is moved, a transaction of several round trips: a partition's offset.
+    pub moves_first: bool,
 }
 
 impl Default for Rules {
@@ -130,6 +132,7 @@ impl Default for Rules {
             max_crashes: 3,
             unconfirmed: Duration::from_secs(2),
             one_lock: false,
+            moves_first: false,
         }
     }
 }
@@ -397,7 +400,8 @@ fn forgotten(story: &Story, runs: &[Run], run: &Run) -> bool {
 }
 
 /// Until when the end of a run may be unconfirmed: while the broker is down, or somebody sleeps on its lock, nothing is,
-/// and while dead letters are refused what ends as one is not.
+/// and while dead letters are refused what ends as one is not. Where moves go first every end waits for them: while they
+/// are refused, and for transactions while bytes are held up.
 fn unconfirmed_until(story: &Story, run: &Run) -> u64 {
     let rules = &story.rules;
     let mut until = run.end.saturating_add(nanos(rules.unconfirmed));
@@ -407,8 +411,9 @@ fn unconfirmed_until(story: &Story, run: &Run) -> u64 {
         .filter(|fault| match fault.kind {
             Kind::Broker => true,
             Kind::Frozen => rules.one_lock,
-            Kind::Refused => run.last,
-            _ => false,
+            Kind::Refused => run.last || rules.moves_first,
+            Kind::Delayed => rules.moves_first,
+            Kind::Killed | Kind::Left | Kind::Stepped => false,
         })
         .filter(|fault| fault.to > run.end)
         .collect();

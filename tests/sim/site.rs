@@ -318,6 +318,7 @@ fn judged(schedule: &Schedule, world: World) -> Outcome {
         max_crashes: shape.max_crashes as usize,
         unconfirmed: Duration::from_millis(400),
         one_lock: false,
+        moves_first: false,
     };
     let left: BTreeMap<String, u64> =
         world.left().into_iter().enumerate().map(|(queue, left)| (QUEUES[queue].to_owned(), left)).collect();

@@ -261,6 +261,18 @@ fn while_letters_are_refused_what_ends_as_one_is_unconfirmed() {
 }
 
 #[test]
+fn held_up_bytes_hold_up_the_ends_that_wait_for_moves() {
+    let again = |moves_first| {
+        let tale = tale(Ends::Done, 1).run(1, 7, 1, 0, done(100)).run(1, 8, 1, 9_000, done(9_100));
+        let mut tale = tale.fault(Kind::Delayed, None, 50, 5_000).fault(Kind::Killed, Some(7), 5_500, 5_500);
+        tale.0.rules.moves_first = moves_first;
+        tale
+    };
+    again(true).breaks(&[]);
+    again(false).breaks(&[Rule::Duplicate]);
+}
+
+#[test]
 fn a_job_is_condemned_for_its_crashes_only() {
     let crashing = |kills: u32| {
         let mut tale = tale(Ends::Done, 1);
