@@ -542,7 +542,8 @@ fn owners(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
         // held up: what that one led to is beside it.
         let forked = runs[..index].iter().filter(|other| other.attempt == run.attempt).any(|other| {
             let held_up = story.faults.iter().any(|fault| {
-                fault.kind == Kind::Broker && (other.end..=run.start).contains(&fault.from) && !story.rules.one_lock
+                let meanwhile = fault.from <= run.start && fault.to >= other.end;
+                fault.kind == Kind::Broker && meanwhile && !story.rules.one_lock
             });
             other.end > run.start && blind(story, other) || held_up && unconfirmed_until(story, other) > run.start
         });

@@ -208,6 +208,7 @@ fn one_owner_at_a_time() {
     };
     alone().fault(Kind::Broker, None, 20, 37).breaks(&[Rule::Owners]);
     alone().fault(Kind::Broker, None, 420, 437).breaks(&[]);
+    alone().fault(Kind::Broker, None, 20, 437).breaks(&[]);
 }
 
 #[test]
