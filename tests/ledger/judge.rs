@@ -346,7 +346,8 @@ fn runs(story: &Story) -> Runs {
 /// Where a run was about to begin when its worker was frozen, and was run elsewhere meanwhile: since when it was.
 fn asleep_since(story: &Story, list: &[Run], run: &Run) -> Option<u64> {
     let thawed = |fault: &&Fault| {
-        let just = fault.to <= run.start && run.start <= fault.to + THAW;
+        // Whoever thaws it writes that down when it runs again already.
+        let just = (fault.from..=fault.to + THAW).contains(&run.start);
         fault.kind == Kind::Frozen && fault.pid == Some(run.pid) && just
     };
     let slept = story.faults.iter().find(thawed)?;

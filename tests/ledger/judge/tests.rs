@@ -190,6 +190,7 @@ fn one_owner_at_a_time() {
     // About to begin when it was frozen, it says so just after the thaw; what begins later has no excuse.
     let thawed = |at| tale(Ends::Done, 1).run(1, 8, 1, 1_500, done(1_600)).run(1, 7, 1, at, done(at + 1));
     thawed(2_505).fault(Kind::Frozen, Some(7), 10, 2_500).breaks(&[]);
+    thawed(2_499).fault(Kind::Frozen, Some(7), 10, 2_500).breaks(&[]);
     thawed(2_600).fault(Kind::Frozen, Some(7), 10, 2_500).breaks(&[Rule::Duplicate]);
     // Frozen for less than the lease explains no second run.
     both().fault(Kind::Frozen, Some(7), 10, 200).breaks(&[Rule::Duplicate]);
