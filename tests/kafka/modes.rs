@@ -194,6 +194,18 @@ async fn mode_24_more_partitions_under_a_queue_in_key_order_are_noticed_and_said
     desk.create(&topic, 2, &[]).await;
     let broker = desk.connect().await;
     desk.publish(&broker, "a", &[("1", Some("k"))]).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mode_26_who_leaves_while_partitions_are_asked_back_keeps_nobody_waiting() {
+    let Some(mut desk) = Desk::new() else { return };
+    let Some((taken, [(first, one), (second, mut two)])) = joined(&mut desk).await else { return };
+    // What is in hand will not end, so that the partitions asked back are not given when it leaves.
+    first.close().await;
+    wait::until_async("the other has all of them", SOON, async || desk.owned("q") == [5]).await;
+    assert_eq!(take(&mut two, 8).await.len(), 8, "all of them, once more");
+    drop((taken, one));
+    second.close().await;
+}
+
     let mut opened = broker.open(&queue).await.unwrap();
     assert!(opened.notes.is_empty());
     let delivery = take(&mut opened, 1).await.remove(0);

@@ -54,7 +54,7 @@ impl Context {
         std::mem::take(&mut self.changes.lock())
     }
 
-    /// From now on partitions are given back without asking.
+    /// From now on partitions are given back without asking, and none is taken.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
@@ -136,7 +136,9 @@ impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let assigned = kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(Ordering::Acquire) {
-            if !assigned {
+            if assigned {
+                assign(consumer, &[]);
+            } else {
                 unassign(consumer, partitions);
             }
             return;
@@ -163,6 +165,35 @@ pub fn assign(consumer: &BaseConsumer<Context>, partitions: &[(String, i32, i64)
 /// Tells librdkafka that these are ours no more.
 pub fn unassign(consumer: &BaseConsumer<Context>, partitions: &TopicPartitionList) {
     one_by_one(partitions, "unassign", |list| consumer.incremental_unassign(list));
+}
+
+/// Before the client is closed: answers what the group still waits for. librdkafka does not close, nor tell the group
+/// that we leave, while an assignment is not taken (`coming`) or partitions that were asked back are not given
+/// (`going`): the others would wait for them until the session ends.
+pub fn leave(consumer: &BaseConsumer<Context>, mut coming: bool, going: impl Iterator<Item = (String, i32)>) {
+    let context = consumer.context();
+    context.close();
+    let mut back: Vec<(String, i32)> = going.collect();
+    let mut asked = !back.is_empty();
+    for change in context.take_changes() {
+        match change {
+            Change::Assigned(_) => coming = true,
+            Change::Revoked { partitions, .. } => {
+                asked = true;
+                back.extend(partitions);
+            }
+        }
+    }
+    if coming {
+        assign(consumer, &[]);
+    }
+    if asked {
+        let mut list = TopicPartitionList::new();
+        for (topic, number) in &back {
+            list.add_partition(topic, *number);
+        }
+        unassign(consumer, &list);
+    }
 }
 
 /// A call for all, or where that is refused for each, and for none: the group waits until one is taken, and a

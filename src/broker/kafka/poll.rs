@@ -615,7 +615,8 @@ impl Running {
                 state.remove(id);
             }
         }
-        self.context.close();
+        let going = self.drains.drain(..).flat_map(|drain| drain.partitions);
+        context::leave(&self.consumer, !self.pending.is_empty(), going);
         // Queues first: a queue that outlives its consumer's close keeps it from ending.
         let Self { queues, commits, consumer, setup, .. } = self;
         drop(queues);
