@@ -161,12 +161,21 @@ impl Desk {
 
     /// How many partitions each member of a queue's group owns, ascending.
     pub fn owned(&self, queue: &str) -> Vec<usize> {
+        self.shares(queue, |_| true)
+    }
+
+    /// How many partitions of these topics each member of a queue's group owns, ascending.
+    pub fn shares(&self, queue: &str, counts: impl Fn(&str) -> bool) -> Vec<usize> {
         use rdkafka::consumer::Consumer as _;
         let group = format!("{}.{queue}", self.namespace);
         let consumer: rdkafka::consumer::BaseConsumer = self.client().set("group.id", "members").create().unwrap();
         let list = consumer.fetch_group_list(Some(&group), SOON).unwrap();
         let members = list.groups().iter().flat_map(|group| group.members());
-        let mut owned: Vec<usize> = members.map(|member| partitions(member.assignment().unwrap_or_default())).collect();
+        let owned = |assignment: &[u8]| {
+            let topics = topics(assignment);
+            topics.into_iter().filter(|(topic, _)| counts(topic)).map(|(_, partitions)| partitions).sum()
+        };
+        let mut owned: Vec<usize> = members.map(|member| owned(member.assignment().unwrap_or_default())).collect();
         owned.sort_unstable();
         owned
     }
@@ -272,16 +281,18 @@ pub async fn nothing_within(opened: &mut Opened, time: Duration) -> bool {
     }
 }
 
-/// The partitions in a member's assignment: version, then topics, each with a name and its partitions.
-fn partitions(assignment: &[u8]) -> usize {
+/// How many partitions of each topic are in a member's assignment: version, then topics, each with a name and its
+/// partitions.
+fn topics(assignment: &[u8]) -> Vec<(String, usize)> {
     let number = |at: usize, size: usize| {
         assignment.get(at..at + size).map_or(0, |bytes| bytes.iter().fold(0, |all, byte| all << 8 | usize::from(*byte)))
     };
-    let (mut at, mut count) = (6, 0);
+    let (mut at, mut topics) = (6, Vec::new());
     for _ in 0..number(2, 4) {
+        let name = assignment.get(at + 2..at + 2 + number(at, 2)).unwrap_or_default();
         at += 2 + number(at, 2);
-        count += number(at, 4);
+        topics.push((String::from_utf8_lossy(name).into_owned(), number(at, 4)));
         at += 4 + 4 * number(at, 4);
     }
-    count
+    topics
 }

@@ -9,6 +9,27 @@ use super::desk::{Desk, body, credit, take};
 use crate::support::wait;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_worker_gets_its_share_of_what_a_queue_hears() {
+    let Some(mut desk) = Desk::new() else { return };
+    let queue = desk.queue("q", &["a"]);
+    let topic = desk.topic("a");
+    desk.create(&topic, 4, &[]).await;
+    let mut workers = Vec::new();
+    for shares in [vec![4], vec![2, 2], vec![1, 1, 2]] {
+        let broker = desk.connect().await;
+        let opened = broker.open(&queue).await.unwrap();
+        workers.push((broker, opened));
+        wait::until_async("it is shared out", super::desk::SOON, async || {
+            desk.shares("q", |name| name == topic) == shares
+        })
+        .await;
+    }
+    for (broker, _) in workers {
+        broker.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_planned_join_and_leave_run_nothing_twice() {
     let Some(mut desk) = Desk::new() else { return };
     let queue = desk.queue("q", &["a"]);

@@ -110,8 +110,7 @@ pub(super) fn yardstick(address: &str, options: &Options) -> Result<yardstick::K
 pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
     let settings = Settings::new(address, &options)?;
     let may_create = options.role != Role::Reader && !options.kafka.no_create;
-    let kafka = &options.kafka;
-    let topics = Topics::new(&settings, options.timeout, may_create, kafka.replication, kafka.partitions)?;
+    let topics = Topics::new(&settings, may_create, &options)?;
     topics.cluster().await?;
     let publisher =
         publish::KafkaPublisher::new(&settings, &topics, &options.namespace, &options.clock, options.timeout)?;

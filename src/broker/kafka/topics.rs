@@ -1,6 +1,6 @@
 //! Topics: which are there, and creating ours where we may.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,11 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::super::Error;
+use super::super::{Error, Options};
 use super::config::Settings;
 use super::context::Context;
 use super::login::Renewal;
+use super::names;
 use crate::message::Namespace;
 
 /// So long a token is used without asking for another.
@@ -50,6 +51,8 @@ pub struct Topics {
     may_create: bool,
     replication: Option<i32>,
     partitions: Option<i32>,
+    /// Topics of ours that have a partition each, unless the configuration says more.
+    single: BTreeSet<String>,
 }
 
 /// The kinds of topics that we create.
@@ -69,14 +72,12 @@ pub enum Kind {
 
 impl Topics {
     /// Looks through a client of its own.
-    pub fn new(
-        settings: &Settings,
-        timeout: Duration,
-        may_create: bool,
-        replication: Option<i32>,
-        partitions: Option<i32>,
-    ) -> Result<Arc<Self>, Error> {
+    pub fn new(settings: &Settings, may_create: bool, options: &Options) -> Result<Arc<Self>, Error> {
         use rdkafka::config::FromClientConfigAndContext as _;
+        // A group shares out partitions by their number alone, topic after topic: were there as many of a queue's own
+        // topic, the second worker would get all of what the queue hears, and the first would be left with its own.
+        let hearing = options.queues.iter().filter(|queue| !queue.topics.is_empty());
+        let single = hearing.map(|queue| names::work(&options.namespace, &queue.name));
         let context = Context::new(settings.login().token_command);
         let admin = AdminClient::from_config_and_context(&settings.admin(), context)
             .map_err(|error| Error::Refused(format!("kafka: {error}")))?;
@@ -85,11 +86,12 @@ impl Topics {
             admin,
             login: Mutex::new((Instant::now(), Renewal::new(&settings.login()))),
             settings: settings.clone(),
-            timeout,
+            timeout: options.timeout,
             known: Mutex::default(),
             may_create,
-            replication,
-            partitions,
+            replication: options.kafka.replication,
+            partitions: options.kafka.partitions,
+            single: single.collect(),
         }))
     }
 
@@ -153,6 +155,7 @@ impl Topics {
         }
         let partitions = match kind {
             Kind::Marks => 1,
+            Kind::Work if self.single.contains(topic) => self.partitions.unwrap_or(1),
             _ => self.partitions.or(like.and_then(|like| i32::try_from(like).ok())).unwrap_or(4),
         };
         let replication = self.replication.unwrap_or(if cluster.brokers >= 3 { 3 } else { 1 });

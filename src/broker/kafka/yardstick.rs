@@ -31,8 +31,7 @@ impl KafkaYardstick {
     /// Connects with the first question.
     pub fn new(address: &str, options: &Options) -> Result<Self, Error> {
         let settings = Settings::new(address, options)?;
-        let kafka = &options.kafka;
-        let topics = Topics::new(&settings, options.timeout, true, kafka.replication, kafka.partitions)?;
+        let topics = Topics::new(&settings, true, options)?;
         Ok(Self { address: address.to_owned(), settings, topics, timeout: options.timeout })
     }
 
