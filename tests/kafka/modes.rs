@@ -9,7 +9,7 @@ use windlass::broker::{Broker, Disposition, Opened, Settled, Trouble};
 use windlass::message::{Attempt, Failure};
 use windlass::time::Clock;
 
-use super::desk::{Desk, SOON, body, dead, take};
+use super::desk::{Desk, SOON, body, credit, dead, take};
 use crate::support::kafka::Kafka;
 use crate::support::proxy::Proxy;
 use crate::support::{tool, wait};
@@ -33,11 +33,17 @@ async fn leave_alone(time: Duration) {
 /// Records of so many bytes, in turn on each partition; the body begins with the number.
 async fn fill(desk: &Desk, topic: &str, partitions: i32, records: usize, size: usize) {
     let producer: FutureProducer = desk.client().create().unwrap();
-    for number in 0..records {
-        let mut body = format!("\"{number}\"");
-        body.extend(std::iter::repeat_n(' ', size - body.len()));
-        let record = FutureRecord::<(), str>::to(topic).partition(number as i32 % partitions).payload(&body);
-        producer.send(record, SOON).await.map_err(|(error, _)| error).unwrap();
+    let send = |number: usize| {
+        let producer = producer.clone();
+        async move {
+            let mut body = format!("\"{number}\"");
+            body.extend(std::iter::repeat_n(' ', size - body.len()));
+            let record = FutureRecord::<(), str>::to(topic).partition(number as i32 % partitions).payload(&body);
+            producer.send(record, SOON).await.map_err(|(error, _)| error).unwrap();
+        }
+    };
+    for first in (0..records).step_by(64) {
+        futures_util::future::join_all((first..records.min(first + 64)).map(send)).await;
     }
 }
 
@@ -50,7 +56,8 @@ async fn drain(opened: &mut Opened, count: usize) -> usize {
     let mut seen = BTreeSet::new();
     let mut again = 0;
     while seen.len() < count {
-        let got = take(opened, 1).await;
+        let got =
+            tokio::time::timeout(SOON, opened.source.receive(credit(16))).await.expect("they come in time").unwrap();
         again += got.iter().filter(|delivery| !seen.insert(number(&body(delivery)))).count();
         opened.settler.settle(got.into_iter().map(|d| d.settle(Disposition::Ack)).collect()).await;
     }
@@ -106,7 +113,8 @@ async fn mode_9_10_and_26_a_full_pool_neither_leaves_the_group_nor_fetches_twice
     let queue = desk.queue("q", &["a"]);
     let topic = desk.topic("a");
     desk.create(&topic, 2, &[]).await;
-    let (records, size) = if tool::full() { (300, 900_000) } else { (60, 900_000) };
+    // A broker sends up to a MiB of a partition and cuts where that ends, which for large records is much for nothing.
+    let (records, size) = if tool::full() { (6_000, 45_000) } else { (60, 900_000) };
     fill(&desk, &topic, 2, records, size).await;
     let broker = desk.connect().await;
     let before = proxy.counts().to_client;
@@ -122,6 +130,7 @@ async fn mode_9_10_and_26_a_full_pool_neither_leaves_the_group_nor_fetches_twice
     // A pause throws away what the client has read ahead, 4 MiB a partition; on a slow machine there may be some.
     let most = if tool::full() { used * 11 / 10 } else { used * 3 / 2 };
     assert!(received <= most, "{received} bytes came for {used}");
+    eprintln!("{received} bytes came for {used}");
     proxy.swallow_all();
     tokio::time::timeout(Duration::from_secs(60), broker.close()).await.expect("it leaves although nobody answers");
 }
@@ -185,15 +194,6 @@ async fn mode_12_a_job_that_outlives_its_grace_holds_up_no_rebalance() {
     }
 }
 
-#[tokio::test]
-async fn mode_24_more_partitions_under_a_queue_in_key_order_are_noticed_and_said() {
-    let Some(mut desk) = Desk::new() else { return };
-    let mut queue = desk.queue("q", &["a"]);
-    queue.ordered = true;
-    let topic = desk.topic("a");
-    desk.create(&topic, 2, &[]).await;
-    let broker = desk.connect().await;
-    desk.publish(&broker, "a", &[("1", Some("k"))]).await;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mode_26_who_leaves_while_partitions_are_asked_back_keeps_nobody_waiting() {
     let Some(mut desk) = Desk::new() else { return };
@@ -206,6 +206,15 @@ async fn mode_26_who_leaves_while_partitions_are_asked_back_keeps_nobody_waiting
     second.close().await;
 }
 
+#[tokio::test]
+async fn mode_24_more_partitions_under_a_queue_in_key_order_are_noticed_and_said() {
+    let Some(mut desk) = Desk::new() else { return };
+    let mut queue = desk.queue("q", &["a"]);
+    queue.ordered = true;
+    let topic = desk.topic("a");
+    desk.create(&topic, 2, &[]).await;
+    let broker = desk.connect().await;
+    desk.publish(&broker, "a", &[("1", Some("k"))]).await;
     let mut opened = broker.open(&queue).await.unwrap();
     assert!(opened.notes.is_empty());
     let delivery = take(&mut opened, 1).await.remove(0);
