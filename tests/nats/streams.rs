@@ -297,6 +297,40 @@ fn an_acknowledgement_to_a_consumer_that_is_gone_is_not_confirmed() {
     });
 }
 
+/// A server that stands alone calls itself the leader of a stream that it had before; it is no cluster for that.
+#[test]
+fn a_single_server_confirms_groups_and_one_of_a_cluster_each() {
+    for (extra, most, grouped) in [("", 1_024, true), ("cluster { name: one }", 256, false)] {
+        for release in [Release::New, Release::Old] {
+            let Some(server) = Nats::with(release, extra) else { return };
+            run(async {
+                let behind = Behind::connect(&server.url()).await;
+                behind.stream("ORDERS", "orders", "limits").await;
+                let mut invoice = queue("invoice", &["orders"]);
+                invoice.slots = 640.try_into().expect("not 0");
+                // Its streams are there when it is opened for the second time.
+                let first = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+                open(&first, &invoice).await;
+                first.close().await;
+                let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+                let mut work = open(&broker, &invoice).await;
+                assert_eq!(work.settler.unconfirmed_limit(), most);
+                for _ in 0..640 {
+                    behind.0.publish("orders", "{}".into()).await.expect("published");
+                }
+                let deliveries = work.take(640).await;
+                let answered = || server.page("/varz")["out_msgs"].as_u64().expect("a count");
+                let before = answered();
+                let batch = deliveries.into_iter().map(|delivery| delivery.settle(Disposition::Ack)).collect();
+                assert!(work.settler.settle(batch).await.iter().all(|settled| *settled == Settled::Stored));
+                let answers = answered() - before;
+                assert_eq!(answers < 320, grouped, "{answers} answers to 640 acknowledgements");
+                broker.close().await;
+            });
+        }
+    }
+}
+
 /// Their stream is full of jobs and refuses more: its producers hear it, its workers make room.
 #[test]
 fn a_full_stream_refuses_producers_and_holds_no_worker() {

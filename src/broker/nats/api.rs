@@ -102,10 +102,42 @@ pub struct Stream {
     pub state: Value,
     /// When it was made.
     pub created: Timestamp,
-    /// Whether it lives in a cluster.
-    pub clustered: bool,
+    /// Which server has it, where that is said.
+    pub host: Host,
     /// How many subjects there are, where that was asked.
     pub total: u64,
+}
+
+/// Which server has a stream or a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Nothing is said of it: the only one.
+    Only,
+    /// This one, by its name, and no other can take its place.
+    Named(String),
+    /// One of a cluster.
+    Cluster,
+}
+
+impl Host {
+    /// As `cluster` says in what the server knows of it. A server that stands alone calls itself the leader of its
+    /// streams; in a cluster there are a name and a group of Raft, too.
+    pub fn of(info: &Value) -> Self {
+        let cluster = &info["cluster"];
+        if ["name", "raft_group"].iter().any(|key| cluster[*key].is_string()) || cluster["replicas"].is_array() {
+            return Self::Cluster;
+        }
+        cluster["leader"].as_str().map_or(Self::Only, |leader| Self::Named(leader.to_owned()))
+    }
+
+    /// Whether it is the server of this name and of no other.
+    pub fn is_alone(&self, server: &str) -> bool {
+        match self {
+            Self::Only => true,
+            Self::Named(name) => name == server,
+            Self::Cluster => false,
+        }
+    }
 }
 
 impl Stream {
@@ -128,7 +160,7 @@ impl Stream {
         Some(Self {
             name: value["config"]["name"].as_str()?.to_owned(),
             created: value["created"].as_str().and_then(Timestamp::parse_rfc3339)?,
-            clustered: value["cluster"]["leader"].is_string() || value["cluster"]["name"].is_string(),
+            host: Host::of(&value),
             total: value["total"].as_u64().unwrap_or(0),
             config: value.get("config")?.clone(),
             state: value.get("state")?.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::api::{Api, Error, Stream, code};
+use super::api::{Api, Error, Host, Stream, code};
 use super::names::Names;
 use super::wire::{covers, overlap};
 use crate::broker::{self, NatsOptions, Queue, Start};
@@ -354,11 +354,12 @@ impl Topology<'_> {
             }
         };
         check_echo(&info, &durable)?;
+        let server = self.api.link.client().server_info().server_name;
         Ok(Subscription {
             stream: name.clone(),
             durable,
             created: stream.created,
-            single: !stream.clustered && !info["cluster"].is_object(),
+            single: stream.host.is_alone(&server) && Host::of(&info).is_alone(&server),
             pending: info["num_pending"].as_u64().unwrap_or(0) + info["num_ack_pending"].as_u64().unwrap_or(0),
             again,
         })

@@ -302,9 +302,14 @@ impl Pump {
         }
         self.renewals.clear();
         (0..self.consumers.len()).for_each(|index| self.line_shut(index));
-        let server = self.context.link.client().server_info().server_id;
-        if server != self.server.0 {
-            self.server = (server, epoch);
+        let server = self.context.link.client().server_info();
+        if server.cluster.is_some() {
+            // It stood alone when it was opened, perhaps.
+            self.confirm.set_grouping(false);
+            self.shared.set_limit(SINGLES);
+        }
+        if server.server_id != self.server.0 {
+            self.server = (server.server_id, epoch);
             self.forgotten();
         }
         match self.context.link.client().subscribe(format!("{prefix}.*.*.*")).await {
