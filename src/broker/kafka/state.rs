@@ -5,7 +5,8 @@
 //! record came again (it then joined that run).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -72,6 +73,8 @@ pub struct State {
     rotation: Vec<u64>,
     /// Runs that outlived their assignment: topic and partition, offset, the id they run under.
     ghosts: HashMap<(Arc<str>, i32), HashMap<i64, u64>>,
+    /// There may be some, for who asks without the lock.
+    outlived: Arc<AtomicBool>,
     /// Settled by a move, not yet taken by the mover.
     pub moves: Vec<Move>,
     /// Intake has ended.
@@ -119,6 +122,7 @@ impl State {
         self.rotation.retain(|other| *other != id);
         let place = (partition.topic.clone(), partition.number);
         let running = partition.end();
+        self.outlived.fetch_or(!running.is_empty(), Ordering::Release);
         if !running.is_empty() && !seeded::bug("run-forgotten") {
             self.ghosts.entry(place).or_default().extend(running);
         }
@@ -280,11 +284,22 @@ impl State {
 }
 
 /// The leases of a queue's deliveries: theirs is the partition's, which the poll thread keeps by polling.
-pub struct Lease(pub std::sync::Weak<Shared>);
+pub struct Lease {
+    shared: Weak<Shared>,
+    outlived: Arc<AtomicBool>,
+}
+
+impl Lease {
+    /// The leases of this queue. Takes its lock.
+    pub fn of(shared: &Arc<Shared>) -> Self {
+        let outlived = shared.state.lock().outlived.clone();
+        Self { shared: Arc::downgrade(shared), outlived }
+    }
+}
 
 impl Leases for Lease {
     fn release(&self, token: Token) {
-        let Some(shared) = self.0.upgrade() else { return };
+        let Some(shared) = self.shared.upgrade() else { return };
         {
             let mut state = shared.state.lock();
             match state.of(token) {
@@ -295,13 +310,25 @@ impl Leases for Lease {
         shared.wake.wake();
     }
 
+    fn may_begin(&self, token: Token) -> bool {
+        if !self.outlived.load(Ordering::Acquire) {
+            return true;
+        }
+        let Some(shared) = self.shared.upgrade() else { return false };
+        let mut state = shared.state.lock();
+        if state.ghosts.values().all(HashMap::is_empty) {
+            self.outlived.store(false, Ordering::Release);
+        }
+        state.of(token).is_some()
+    }
+
     fn lost(&self, token: Token) -> Lost {
         let gone = || {
             let token = CancellationToken::new();
             token.cancel();
             token
         };
-        let Some(shared) = self.0.upgrade() else { return gone() };
+        let Some(shared) = self.shared.upgrade() else { return gone() };
         let mut state = shared.state.lock();
         state.of(token).map_or_else(gone, |partition| partition.lost(token.1 as i64))
     }
@@ -314,6 +341,7 @@ pub fn until(clock: &Clock, at: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use super::super::native::Arrived;
     use super::super::takeover::{open, partition, read};
     use super::*;
 
@@ -343,5 +371,42 @@ mod tests {
         out.extend(state.hand(credit(1)));
         assert!(state.has_room_again());
         assert!(!state.has_room_again(), "it is said once");
+    }
+
+    #[test]
+    fn what_outlived_its_assignment_does_not_begin_unless_it_joined_the_next() {
+        let mut state = State::default();
+        let mut first = opened(0);
+        read(&mut first, 0..1);
+        let topic = first.topic.clone();
+        state.add(first);
+        let credit = Credit { jobs: 1, fresh_floor: 0, retry_floor: 0, bytes: usize::MAX, suspect: true };
+        let waiting = state.hand(credit).remove(0);
+        let shared = Shared {
+            state: Mutex::new(state),
+            arrived: Notify::new(),
+            wake: Arc::default(),
+            clock: Clock::System,
+            ordered: false,
+        };
+        let shared = Arc::new(shared);
+        let lease = Lease::of(&shared);
+        assert!(lease.may_begin(waiting.token));
+        shared.state.lock().remove(0);
+        assert!(!lease.may_begin(waiting.token), "it may run elsewhere by now");
+        // The same worker gets the partition back, and reads the record again.
+        let runs = shared.state.lock().ghosts(&topic, 0).cloned().expect("it is still in hand");
+        let mut second = partition(7, 0, None, false);
+        let record = Arrived { offset: 0, at: Timestamp::from_millis(1), message: Message::default() };
+        second.arrive(
+            [record].into_iter(),
+            |offset| runs.get(&offset).copied(),
+            |_| Ok(None),
+            Timestamp::from_millis(1),
+        );
+        open(&mut second);
+        shared.state.lock().add(second);
+        assert!(lease.may_begin(waiting.token), "it goes on in the new assignment");
+        assert!(lease.may_begin(Token(7, 5)), "so does what is of the new one");
     }
 }

@@ -138,7 +138,7 @@ impl Running {
         let setup = &self.setup;
         let make = || {
             let work = topic == setup.work;
-            let leases = Arc::new(Lease(Arc::downgrade(&setup.shared)));
+            let leases = Arc::new(Lease::of(&setup.shared));
             let place = Arc::new(Place {
                 position: format!("kafka:{topic}:{number}"),
                 source: format!("kafka://{topic}"),

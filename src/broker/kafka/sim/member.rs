@@ -151,7 +151,7 @@ impl Member {
             topic: (log.lane == Lane::Fresh).then(|| log.topic.clone()),
             binding: Binding::Kafka,
         });
-        let leases = Arc::new(Lease(Arc::downgrade(&self.shared)));
+        let leases = Arc::new(Lease::of(&self.shared));
         let channel = |lane| Arc::new(Channel { lane, place: at.clone(), leases: leases.clone() });
         let (first, again) = (channel(log.lane), channel(Lane::Retry));
         let (id, topic, number, max_crashes) = (self.next_id, log.topic.clone(), log.number, MAX_CRASHES);
@@ -327,11 +327,11 @@ impl World {
         // Who has not learned that its session is over works on what others have, and change, by now: it is cut off.
         let cut_off = self.members[at].expelled;
         let forgetful = self.shape.forgetful || cut_off;
-        if entry.confirmed && !forgetful {
+        // In key order a retry has nowhere else to wait, however little the broker takes, and needs the room of others.
+        let has_room = !self.shape.ordered || self.shape.has_room();
+        if entry.confirmed && !forgetful && has_room {
             return Err(("repeated", format!("{what}: its end was confirmed")));
         }
-        // In key order a retry has nowhere else to wait, however little the broker takes.
-        let has_room = !self.shape.ordered || self.shape.has_room();
         let (sure, most) = entry.attempts;
         if !(sure..=most).contains(&attempt) && !forgetful && has_room {
             return Err(("attempt", format!("{what}: {sure} is stored, {most} was asked for")));
