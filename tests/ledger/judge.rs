@@ -120,6 +120,8 @@ pub struct Rules {
     pub one_lock: bool,
     /// Whether what is done waits for what is moved, a transaction of several round trips: a partition's offset.
     pub moves_first: bool,
+    /// What was about to begin when its worker was frozen writes that it has begun so long after the thaw; zero: never.
+    pub thaw: Duration,
 }
 
 impl Default for Rules {
@@ -133,6 +135,7 @@ impl Default for Rules {
             unconfirmed: Duration::from_secs(2),
             one_lock: false,
             moves_first: false,
+            thaw: Duration::from_millis(20),
         }
     }
 }
@@ -225,9 +228,6 @@ impl Run {
 }
 
 type Runs = HashMap<(String, u64), Vec<Run>>;
-
-/// What was about to begin when its worker was frozen writes that it has begun so long after the thaw.
-const THAW: u64 = 20_000_000;
 
 /// Jobs that end at once share one look at the wall clock: so old it may be when it becomes a due time.
 const READ_ONCE: u64 = 250_000_000;
@@ -345,9 +345,12 @@ fn runs(story: &Story) -> Runs {
 
 /// Where a run was about to begin when its worker was frozen, and was run elsewhere meanwhile: since when it was.
 fn asleep_since(story: &Story, list: &[Run], run: &Run) -> Option<u64> {
+    if story.rules.thaw.is_zero() {
+        return None;
+    }
     let thawed = |fault: &&Fault| {
         // Whoever thaws it writes that down when it runs again already.
-        let just = (fault.from..=fault.to + THAW).contains(&run.start);
+        let just = (fault.from..=fault.to + nanos(story.rules.thaw)).contains(&run.start);
         fault.kind == Kind::Frozen && fault.pid == Some(run.pid) && just
     };
     let slept = story.faults.iter().find(thawed)?;

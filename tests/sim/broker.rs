@@ -100,6 +100,10 @@ impl Leases for Seat {
         self.world.lock().release(now, self.worker, token.0 as usize, token.1);
     }
 
+    fn may_begin(&self, token: Token) -> bool {
+        !self.lost(token).is_cancelled()
+    }
+
     fn lost(&self, token: Token) -> Lost {
         self.world.lock().lost(self.worker, token.0 as usize, token.1)
     }

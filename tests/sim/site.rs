@@ -317,8 +317,10 @@ fn judged(schedule: &Schedule, world: World) -> Outcome {
         retry: (shape.first, 2.0, schedule::MAX_DELAY),
         max_crashes: shape.max_crashes as usize,
         unconfirmed: Duration::from_millis(400),
-        one_lock: false,
         moves_first: false,
+        // Nobody stores anything while it is cut off, and nobody writes down late when a run began.
+        one_lock: true,
+        thaw: Duration::ZERO,
     };
     let left: BTreeMap<String, u64> =
         world.left().into_iter().enumerate().map(|(queue, left)| (QUEUES[queue].to_owned(), left)).collect();
