@@ -256,12 +256,14 @@ impl World {
             let what = format!("worker {} holds {} of {} to be acknowledged", worker.number, key.1, key.0);
             return Err(("unstored", what));
         }
-        // A late success ends the job, though somebody else may have it in hand by then.
+        // A late success ends the job, though somebody else may have it in hand by then; what an attempt replaced, and
+        // is acknowledged after it, is not its end.
         let late = worker.hand.get(key).is_none_or(|held| held.lost);
         if let Some(message) = worker.messages.get(&key)
             && !late
             && let Some(job) = self.jobs.get_mut(&message.job)
             && job.done
+            && message.attempt > job.fails
         {
             job.confirmed = true;
         }
