@@ -29,6 +29,8 @@ mod register;
 mod schema;
 mod script;
 mod settle;
+#[cfg(test)]
+mod sim;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -51,7 +53,7 @@ use self::script::Script;
 use self::writer::{Start, Writer};
 use super::{
     Broker, Credit, DeadLetters, Delivery, Error, Inspect, Opened, Options, Publication, Published, Publisher, Queue,
-    Role, Settled, Settlement, Settler, Source, Trouble,
+    Settled, Settlement, Settler, Source, Trouble,
 };
 use crate::message::Binding;
 use crate::time::Clock;
@@ -96,14 +98,8 @@ impl Sqlite {
             commands,
             connected: connected.clone(),
         });
-        let registered = async {
-            register::queues(&mut writer, &options.queues, options.role).await?;
-            if options.role == Role::Worker {
-                register::worker(&mut writer).await?;
-            }
-            Ok::<(), sqlx::Error>(())
-        };
-        registered.await.map_err(|error| fault::explain(&error, &target.path))?;
+        let registered = register::process(&mut writer, &options.queues, options.role).await;
+        registered.map_err(|error| fault::explain(&error, &target.path))?;
         // It ends when it is told to close or when every handle is gone; errors stay inside and are tried again.
         tokio::spawn(writer.run());
         let shared = Shared {

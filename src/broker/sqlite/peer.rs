@@ -16,6 +16,7 @@ use super::machine::{Life, Process};
 use super::script::{Script, int, rollback, text};
 use super::settle::give_back;
 use super::writer::Writer;
+use crate::seeded;
 
 /// How often the processes of others are looked at.
 const VISIT: Duration = Duration::from_millis(250);
@@ -78,6 +79,9 @@ impl Peers {
 
     /// Whether a lease that ran out so many milliseconds ago says nothing yet.
     fn is_patient(&self, ago: i64, lease: Duration) -> bool {
+        if seeded::bug("patience-forgotten") {
+            return false;
+        }
         let now = Instant::now();
         let recent = ago < LONG_AGO * lease.as_millis() as i64;
         self.patient_until.is_some_and(|until| now < until) || recent && self.new_until.is_some_and(|until| now < until)
@@ -135,7 +139,12 @@ async fn read(writer: &mut Writer) -> Result<Vec<Peer>, sqlx::Error> {
 /// Gives back what `worker` held, unless it renewed its lease meanwhile or another was quicker; `false`: it may still
 /// be there.
 async fn bury(writer: &mut Writer, worker: i64, life: Life) -> Result<bool, sqlx::Error> {
-    let (exact, counts, doubtful) = (life == Life::Gone, life != Life::Alive, life == Life::Unknown);
+    let (exact, doubtful) = (life == Life::Gone, life == Life::Unknown);
+    let counts = match life {
+        Life::Alive => seeded::bug("freeze-is-crash"),
+        Life::Gone => !seeded::bug("crash-uncounted"),
+        Life::Unknown => true,
+    };
     let (ticks, asked) = (writer.monotonic.now(), Instant::now());
     Script::begin().run(&mut writer.connection).await?;
     writer.peers.wrote(asked, writer.lease);

@@ -10,6 +10,15 @@ use super::writer::Writer;
 use crate::broker::{Queue, Role};
 use crate::time::Timestamp;
 
+/// Makes known this process: its queues, and itself where it works them.
+pub async fn process(writer: &mut Writer, queues: &[Queue], role: Role) -> Result<(), sqlx::Error> {
+    self::queues(writer, queues, role).await?;
+    if role == Role::Worker {
+        worker(writer).await?;
+    }
+    Ok(())
+}
+
 /// Makes known what a configuration says of queues. A worker's word replaces what was known of a queue's topics; a
 /// producer only adds, so that one with an older file takes nothing away.
 pub async fn queues(writer: &mut Writer, queues: &[Queue], role: Role) -> Result<(), sqlx::Error> {

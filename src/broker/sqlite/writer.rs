@@ -173,17 +173,8 @@ impl Writer {
 
     /// Works until it is told to close, or nobody can ask any more.
     pub async fn run(mut self) {
-        loop {
-            if !self.gather().await {
-                break;
-            }
-            self.renew().await;
-            self.watch().await;
-            if self.is_due() {
-                self.await_publishers().await;
-                self.commit().await;
-            }
-            self.housekeep().await;
+        while self.gather().await {
+            self.turn().await;
         }
         let closing = self.closing.take();
         self.close().await;
@@ -191,6 +182,17 @@ impl Writer {
             // Whoever closes may have lost patience.
             let _ = reply.send(());
         }
+    }
+
+    /// Does what there is to do now.
+    pub(super) async fn turn(&mut self) {
+        self.renew().await;
+        self.watch().await;
+        if self.is_due() {
+            self.await_publishers().await;
+            self.commit().await;
+        }
+        self.housekeep().await;
     }
 
     /// Waits for something to do, and takes all that is there; `false`: it is time to close.
@@ -207,6 +209,11 @@ impl Writer {
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
+        self.take_commands().await
+    }
+
+    /// Takes all that was asked for, without waiting; `false`: it is time to close.
+    pub(super) async fn take_commands(&mut self) -> bool {
         while self.closing.is_none() {
             match self.commands.try_recv() {
                 Ok(command) => self.accept(command).await,
@@ -439,7 +446,7 @@ impl Writer {
     }
 
     /// Gives everything back, takes our row away, and leaves the file tidy.
-    async fn close(mut self) {
+    pub(super) async fn close(mut self) {
         for station in self.stations.values() {
             station.desk.stop();
         }

@@ -210,8 +210,11 @@ fn small(choices: &mut Choices) -> Result<(), Broken> {
 
 /// Each bug that was put into this adapter's machines, and the law that sees it.
 #[cfg(feature = "seeded-bugs")]
-const CAUGHT: [(&str, &str); 3] =
-    [("lease-from-arrival", "two owners"), ("lease-endless", "two owners"), ("credit-twice", "credit")];
+const CAUGHT: [(&str, &str, u64); 3] = [
+    ("lease-from-arrival", "two owners", 1_220),
+    ("lease-endless", "two owners", 5_019),
+    ("credit-twice", "credit", 7_934),
+];
 
 #[cfg(feature = "seeded-bugs")]
 #[test]
