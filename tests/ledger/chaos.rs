@@ -133,7 +133,6 @@ fn nothing_is_lost_in_a_hundred_kills_and_ten_of_the_server_on_nats() {
     let verdict = site.verdict(Duration::from_secs(900));
     clean(&verdict);
     assert!(verdict.explained > 0, "so many kills hit something: {verdict}");
-    eprintln!("{verdict}");
 }
 
 macro_rules! stories {
