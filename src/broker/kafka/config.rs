@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::OAuthToken;
+use rdkafka::config::RDKafkaLogLevel;
 
 use super::super::{Error, KafkaOptions, Options};
 use super::login::{Login, Secret};
@@ -89,6 +90,10 @@ impl Settings {
         let secret = secure(&mut common, scheme == "kafka+tls", login, kafka)?;
         for (name, value) in &kafka.options {
             common.set(name, value);
+            if name == "debug" {
+                // Else it says nothing of what it was asked to say; our own log's level decides who reads it.
+                common.set_log_level(RDKafkaLogLevel::Debug);
+            }
         }
         Ok(Self {
             common,
