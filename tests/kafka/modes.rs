@@ -32,7 +32,8 @@ async fn leave_alone(time: Duration) {
 
 /// Records of so many bytes, in turn on each partition; the body begins with the number.
 async fn fill(desk: &Desk, topic: &str, partitions: i32, records: usize, size: usize) {
-    let producer: FutureProducer = desk.client().create().unwrap();
+    // One by one: of a batch too, a broker sends as much as fits.
+    let producer: FutureProducer = desk.client().set("batch.num.messages", "1").create().unwrap();
     let send = |number: usize| {
         let producer = producer.clone();
         async move {
