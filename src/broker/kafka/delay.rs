@@ -13,7 +13,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::context::{self, Change, Context};
 use super::login::{Login, Renewal};
-use super::native::{Arrived, Batch, PartitionQueue, Wake};
+use super::native::{Arrived, Batch, Events, PartitionQueue, Wake};
 use super::topics::Ensure;
 use super::transaction::Transactor;
 use super::{names, outgoing};
@@ -102,13 +102,14 @@ impl Delay {
         let mut batch = Batch::new(HELD);
         let mut resting = Instant::now();
         let mut renewal = Renewal::new(&self.login);
+        let events = Events::new(&consumer);
         while !stop.stop.load(Ordering::Acquire) {
             renewal.renew(consumer.client());
-            while let Some(event) = consumer.poll(Duration::ZERO) {
+            events.serve(|event| {
                 if let Err(error) = event {
                     tracing::debug!(%error, "the delay lane's consumer reports an error");
                 }
-            }
+            });
             for change in consumer.context().take_changes() {
                 match change {
                     Change::Assigned(partitions) => {
@@ -150,6 +151,7 @@ impl Delay {
             }
         }
         drop(held);
+        drop(events);
         context::leave(&consumer, !pending.is_empty(), std::iter::empty());
         // Nothing waits for this thread: a close that hangs keeps nobody.
         drop(consumer);

@@ -12,13 +12,15 @@ use std::ffi::{CStr, CString, c_void};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::Thread;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 
 use crate::message::{Message, headers};
@@ -27,6 +29,9 @@ use crate::time::Timestamp;
 /// Bodies share buffers of about this size: large enough to be rare, small enough that a job which runs for long does
 /// not pin much of what arrived with it.
 const ARENA: usize = 64 * 1024;
+
+/// Events of a consumer that are served at once.
+const EVENTS: usize = 10_000;
 
 /// What begins the name of a header whose own name is not UTF-8: its bytes follow in hexadecimal.
 pub const HEX_NAME: &str = "windlass-hex-";
@@ -232,6 +237,45 @@ fn hex_name(bytes: &[u8]) -> String {
 unsafe fn bytes<'a>(pointer: *const c_void, length: usize) -> Option<&'a [u8]> {
     // SAFETY: given by the caller; null is excluded.
     (!pointer.is_null()).then(|| unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), length) })
+}
+
+/// A consumer's own queue: rebalances, errors, lines of its log. The binding's poll takes one of these and says that
+/// there was nothing, so that who stops polling there leaves the rest until something else wakes it.
+pub struct Events<C: ConsumerContext> {
+    queue: *mut sys::rd_kafka_queue_t,
+    consumer: Rc<BaseConsumer<C>>,
+}
+
+impl<C: ConsumerContext> Events<C> {
+    /// Of this consumer.
+    pub fn new(consumer: &Rc<BaseConsumer<C>>) -> Self {
+        // SAFETY: the client lives; the queue is a reference of our own, given back in `drop`.
+        let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+        Self { queue, consumer: consumer.clone() }
+    }
+
+    /// Serves all that is there. What comes of it outside of the context is handed to `each`.
+    pub fn serve(&self, mut each: impl FnMut(KafkaResult<BorrowedMessage<'_>>)) {
+        // Once at least: polling also says that we live. Not for ever, should more come than can be served.
+        for _ in 0..EVENTS {
+            if let Some(event) = self.consumer.poll(Duration::ZERO) {
+                each(event);
+            }
+            // SAFETY: the queue lives; a consumer without a group has none.
+            if self.queue.is_null() || unsafe { sys::rd_kafka_queue_length(self.queue) } == 0 {
+                break;
+            }
+        }
+    }
+}
+
+impl<C: ConsumerContext> Drop for Events<C> {
+    fn drop(&mut self) {
+        if !self.queue.is_null() {
+            // SAFETY: the reference is ours, given back once, before the consumer that we hold is closed.
+            unsafe { sys::rd_kafka_queue_destroy(self.queue) };
+        }
+    }
 }
 
 /// What the broker said about one partition of a commit.

@@ -19,7 +19,7 @@ use super::context::{self, Change, Context};
 use super::login::{Login, Renewal};
 use super::memo;
 use super::mover::Mover;
-use super::native::{Batch, Commits, PartitionQueue};
+use super::native::{Batch, Commits, Events, PartitionQueue};
 use super::partition::{COMMIT_AFTER, Partition, Phase, Snapshot};
 use super::state::{self, Shared};
 use crate::message::{Binding, record};
@@ -109,6 +109,7 @@ struct Running {
     consumer: Rc<BaseConsumer<Context>>,
     context: Arc<Context>,
     commits: Commits<Context>,
+    events: Events<Context>,
     queues: HashMap<(String, i32), Seat>,
     places: HashMap<String, [Arc<Channel>; 2]>,
     pending: Vec<(String, i32)>,
@@ -169,6 +170,7 @@ impl Poll {
             renewal: Renewal::new(&self.login),
             context: consumer.context().clone(),
             commits: Commits::new(&consumer, &self.shared.wake),
+            events: Events::new(&consumer),
             consumer,
             setup: self,
             queues: HashMap::new(),
@@ -253,11 +255,11 @@ impl Running {
     fn serve(&mut self) -> bool {
         self.renewal.renew(self.consumer.client());
         let mut served = false;
-        while let Some(event) = self.consumer.poll(Duration::ZERO) {
+        let shared = &self.setup.shared;
+        self.events.serve(|event| {
             served = true;
             let Err(error) = event else {
-                tracing::error!("a record came outside of its partition's queue");
-                continue;
+                return tracing::error!("a record came outside of its partition's queue");
             };
             match error.rdkafka_error_code() {
                 Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => {}
@@ -265,13 +267,13 @@ impl Running {
                 _ => tracing::warn!(%error, "the consumer reports an error"),
             }
             if matches!(error, rdkafka::error::KafkaError::MessageConsumptionFatal(_)) {
-                let mut state = self.setup.shared.state.lock();
+                let mut state = shared.state.lock();
                 state.fatal = Some(Error::Refused(format!("the broker shut this member out: {error}")));
                 state.closing = true;
                 drop(state);
-                self.setup.shared.arrived.notify_one();
+                shared.arrived.notify_one();
             }
-        }
+        });
         let connected = self.failing_since.is_none() && !self.context.is_down();
         if connected != self.connected {
             self.connected = connected;
@@ -618,9 +620,10 @@ impl Running {
         let going = self.drains.drain(..).flat_map(|drain| drain.partitions);
         context::leave(&self.consumer, !self.pending.is_empty(), going);
         // Queues first: a queue that outlives its consumer's close keeps it from ending.
-        let Self { queues, commits, consumer, setup, .. } = self;
+        let Self { queues, commits, events, consumer, setup, .. } = self;
         drop(queues);
         drop(commits);
+        drop(events);
         setup.mover.close();
         let Some(consumer) = Rc::into_inner(consumer) else { return };
         let (done, closed) = std::sync::mpsc::channel::<()>();
