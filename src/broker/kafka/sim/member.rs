@@ -241,8 +241,12 @@ impl World {
                 for place in drain.logs {
                     choices.tell(|| format!("worker {} gives {} back", member.number, self.logs[place].name()));
                     member.lose(place);
-                    gone(&mut self.logs[place], place, member, true);
-                    self.logs[place].owner = None;
+                    let log = &mut self.logs[place];
+                    // Where its session has ended meanwhile it may be another's already.
+                    if log.owner == Some(member.number) {
+                        gone(log, place, member, true);
+                        log.owner = None;
+                    }
                 }
             }
         }

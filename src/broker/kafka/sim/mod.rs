@@ -279,7 +279,7 @@ fn no_schedule_breaks_a_law() {
 
 /// Each bug that was put into this adapter, and the law that sees it.
 #[cfg(feature = "seeded-bugs")]
-const CAUGHT: [(&str, &str, u64); 7] = [
+const CAUGHT: [(&str, &str, u64); 10] = [
     ("watermark-highest", "lost", 1),
     ("watermark-early", "repeated", 375),
     ("run-forgotten", "twice", 4),
@@ -287,6 +287,9 @@ const CAUGHT: [(&str, &str, u64); 7] = [
     ("retry-unstored", "unstored", 286),
     ("move-unstored", "lost", 8),
     ("key-let-go", "order", 5),
+    ("epoch-forgotten", "stuck", 146),
+    ("commit-after-revocation", "twice", 4),
+    ("letter-before-stored", "lost", 2),
 ];
 
 #[cfg(feature = "seeded-bugs")]

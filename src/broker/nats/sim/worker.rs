@@ -223,7 +223,13 @@ impl World {
                 worker.credit[durable].ended(pull, End::Over { unused: Some(unused) }, now);
             }
             Down::Heartbeat { durable, pull } => worker.credit[durable].heartbeat(pull),
-            Down::Lost { durable } => worker.credit[durable].ended(0, End::Lost, now),
+            Down::Lost { durable } => {
+                worker.credit[durable].ended(0, End::Lost, now);
+                // Who is told that all its requests are gone asks anew; one that is still on its way arrives as well.
+                let flies = |up: &Up| matches!(up, Up::Pull { durable: other, .. } if *other == durable);
+                let pipe = self.server.pipes.get(&worker.number);
+                self.server.late |= pipe.is_some_and(|pipe| pipe.up.iter().any(flies));
+            }
             Down::Answer(Kind::Renewal, number) => {
                 if let Some((key, sent)) = worker.renewals.remove(&number) {
                     worker.credit.iter_mut().for_each(|credit| credit.heard(sent));
