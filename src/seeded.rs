@@ -5,7 +5,7 @@
 
 /// The bugs that can be chosen, and what each does.
 #[cfg(feature = "seeded-bugs")]
-const BUGS: [(&str, &str); 43] = [
+const BUGS: [(&str, &str); 42] = [
     ("ack-before-run", "a job is acknowledged when it starts"),
     ("success-without-run", "one job in twenty is acknowledged and not run"),
     ("release-before-run", "a job is given back when it starts, and runs on"),
@@ -31,7 +31,6 @@ const BUGS: [(&str, &str); 43] = [
     ("letter-attempts", "a dead letter says one attempt more than were made"),
     ("due-early", "SQLite hands out what is due within half a second"),
     ("given-back-dropped", "SQLite forgets what is given back"),
-    ("guard-forgotten", "SQLite stores what a worker says of jobs that others took from it"),
     ("patience-forgotten", "SQLite takes the jobs of those whom a lock kept from renewing"),
     ("freeze-is-crash", "SQLite counts a crash where a process only slept past its lease"),
     ("crash-uncounted", "SQLite counts no crash where a process is gone"),

@@ -16,9 +16,10 @@ use crate::seeded;
 /// Fails the script where the worker's row is gone (somebody gave back what we owned), or where queues are not what
 /// we take them for.
 pub fn guard(script: &mut Script, worker: i64, generation: i64) {
-    let gone =
-        if seeded::bug("guard-forgotten") { "? IS NULL" } else { "NOT EXISTS (SELECT 1 FROM worker WHERE id = ?)" };
-    script.add(&format!("SELECT json('a guard fell') WHERE {gone} OR (SELECT generation FROM meta) <> ?"));
+    script.add(
+        "SELECT json('a guard fell') WHERE NOT EXISTS (SELECT 1 FROM worker WHERE id = ?) \
+         OR (SELECT generation FROM meta) <> ?",
+    );
     script.bind(worker).bind(generation);
 }
 

@@ -287,7 +287,7 @@ const CAUGHT: [(&str, &str, u64); 10] = [
     ("retry-unstored", "unstored", 286),
     ("move-unstored", "lost", 8),
     ("key-let-go", "order", 5),
-    ("epoch-forgotten", "stuck", 146),
+    ("epoch-forgotten", "stuck", 174),
     ("commit-after-revocation", "twice", 4),
     ("letter-before-stored", "lost", 2),
 ];

@@ -89,6 +89,11 @@ pub struct Durable {
 }
 
 impl Durable {
+    /// Whether a request of this worker is there.
+    pub fn is_asked_by(&self, worker: u64) -> bool {
+        self.pulls.iter().any(|pull| pull.worker == worker)
+    }
+
     pub fn left(&self) -> Vec<(u64, Message)> {
         self.messages.iter().map(|(seq, message)| (*seq, *message)).collect()
     }

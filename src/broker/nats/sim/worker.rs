@@ -225,10 +225,11 @@ impl World {
             Down::Heartbeat { durable, pull } => worker.credit[durable].heartbeat(pull),
             Down::Lost { durable } => {
                 worker.credit[durable].ended(0, End::Lost, now);
-                // Who is told that all its requests are gone asks anew; one that is still on its way arrives as well.
-                let flies = |up: &Up| matches!(up, Up::Pull { durable: other, .. } if *other == durable);
-                let pipe = self.server.pipes.get(&worker.number);
-                self.server.late |= pipe.is_some_and(|pipe| pipe.up.iter().any(flies));
+                // Who is told that all its requests are gone asks anew; one that was on its way then lives as well.
+                let (number, flies) = (worker.number, |up: &Up| matches!(up, Up::Pull { .. }));
+                let flies = self.server.pipes.get(&number).is_some_and(|pipe| pipe.up.iter().any(flies));
+                let lives = self.server.durables[durable].is_asked_by(number);
+                self.server.late |= flies || lives;
             }
             Down::Answer(Kind::Renewal, number) => {
                 if let Some((key, sent)) = worker.renewals.remove(&number) {

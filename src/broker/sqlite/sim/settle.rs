@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
-use super::worker::{Begun, Held};
+use super::worker::{Begun, Held, Worker};
 use super::{At, World};
 use crate::broker::schedule::{Broken, Choices};
 use crate::broker::sqlite::Settling as Handle;
@@ -115,10 +115,12 @@ impl World {
         let job = self.jobs.get_mut(&number).expect("known");
         let broken = |law: &'static str| Err((law, format!("worker {id} settled job {number} as {how:?}: {job:?}")));
         let mine = job.at == At::Held(id);
+        let its = |worker: &&Worker| job.at == At::Held(worker.id) && worker.has_lost(number);
+        let left = job.attempt == attempt && self.workers.iter().any(|worker| its(&worker));
         let waits = matches!(job.at, At::Waits(_)) && job.attempt == attempt;
         match answer.into_iter().next().expect("one was asked for") {
-            // Of what it lost it may have taken back what nobody else had.
-            Settled::Stored if !mine && !(lost && waits) => return broken("stolen"),
+            // Of what it lost it may have taken back what nobody else had, or had lost as well.
+            Settled::Stored if !mine && !(lost && (waits || left)) => return broken("stolen"),
             Settled::Stored => match how {
                 How::Done => job.at = At::Done,
                 How::Dead => job.at = At::Dead,

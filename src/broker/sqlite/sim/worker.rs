@@ -78,6 +78,11 @@ impl Worker {
         self.held.iter().map(|held| (held.number, held.begun, held.lost)).chain(settling)
     }
 
+    /// It has this no more, or may have lost it.
+    pub fn has_lost(&self, number: u32) -> bool {
+        self.may_have_lost() || self.unsettled().all(|(other, _, lost)| other != number || lost)
+    }
+
     fn lose_all(&mut self) {
         self.held.iter_mut().for_each(|held| held.lost = true);
         self.settling.iter_mut().for_each(|settling| settling.lost = true);
