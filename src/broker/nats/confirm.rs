@@ -95,9 +95,9 @@ impl<T> Confirm<T> {
         self.grouping = grouping;
     }
 
-    /// Waiting and in flight.
-    pub fn len(&self) -> usize {
-        self.waiting.len() + self.flying.values().map(|flying| flying.items.len()).sum::<usize>()
+    /// Nothing waits or is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.flying.is_empty()
     }
 
     /// Adds one to what waits.
@@ -295,7 +295,7 @@ mod tests {
                 confirm.offer(Item { token, epoch, alone });
             }
             let (mut now, mut done, mut round) = (Moment::ZERO, Vec::new(), 0);
-            while confirm.len() > 0 {
+            while !confirm.is_empty() {
                 round += 1;
                 let (mut tickets, mut waiting) = (Vec::new(), 0);
                 while let Some(flight) = confirm.next(2, now) {

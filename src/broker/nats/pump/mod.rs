@@ -95,14 +95,16 @@ struct Batch {
     answer: Option<oneshot::Sender<Vec<Settled>>>,
 }
 
+/// The sequence of a start's mark, where it needs one, and whether it may start.
+type Marked = Result<Option<(u64, bool)>, super::api::Error>;
+
 /// What a task of the pump brings back.
 enum Done {
     Prepared(Key, Prepared),
     Moved(Key, Moved),
     Looked(usize, Result<bool, String>),
     Counted(usize, u64, Result<ordered::Counts, super::api::Error>),
-    /// The sequence of each mark, and whether it may start.
-    Marked(Vec<(Key, Result<Option<(u64, bool)>, super::api::Error>)>, oneshot::Sender<Vec<bool>>),
+    Marked(Vec<(Key, Marked)>, oneshot::Sender<Vec<bool>>),
     Cleared,
     Made(usize, Result<(), super::api::Error>),
     /// Of a connection, by its number.
@@ -275,7 +277,7 @@ impl Pump {
         let coming: usize = self.consumers.iter().map(|consumer| consumer.credit.outstanding()).sum();
         self.batches.is_empty()
             && self.tasks.is_empty()
-            && self.confirm.len() == 0
+            && self.confirm.is_empty()
             && (coming == 0 || !self.connected())
     }
 
@@ -558,7 +560,7 @@ impl Pump {
         let epoch = link.epoch();
         let overdue = if self.confirm.flying() { self.confirm.overdue(epoch, now) } else { Vec::new() };
         self.unknown(overdue, false);
-        self.unanswered &= self.confirm.len() > 0;
+        self.unanswered &= !self.confirm.is_empty();
         self.acknowledge(epoch, now).await;
         self.pull(epoch, now).await;
         if self.stopping {

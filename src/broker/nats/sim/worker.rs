@@ -148,7 +148,7 @@ impl World {
         let epoch = worker.epoch;
         let overdue = if worker.confirm.flying() { worker.confirm.overdue(epoch, now) } else { Vec::new() };
         worker.unknown(overdue);
-        worker.unanswered &= worker.confirm.len() > 0;
+        worker.unanswered &= !worker.confirm.is_empty();
         self.carry_moves(choices, at);
         self.acknowledge(choices, at);
         self.pull(choices, at);
