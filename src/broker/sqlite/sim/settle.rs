@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
-use super::worker::{Begun, Held, Worker};
+use super::worker::{Begun, Held};
 use super::{At, World};
 use crate::broker::schedule::{Broken, Choices};
 use crate::broker::sqlite::Settling as Handle;
@@ -62,7 +62,7 @@ impl World {
         let Held { number, delivery, begun, lost } = worker.held.remove(which);
         choices.tell(|| format!("worker {}: job {number} {}", worker.id, told(how)));
         let Some(how) = how else {
-            self.dropped(at, number);
+            self.dropped(at, number, begun);
             drop(delivery);
             return self.turn(choices, at).await;
         };
@@ -80,10 +80,13 @@ impl World {
     }
 
     /// Nobody runs it any more, whatever the file says yet.
-    fn dropped(&mut self, at: usize, number: u32) {
+    fn dropped(&mut self, at: usize, number: u32, begun: Begun) {
         let (id, now) = (self.workers[at].id, self.now());
+        let waits = self.locked || self.workers[at].writer.retry_at.is_some();
         let job = self.jobs.get_mut(&number).expect("known");
         if job.at == At::Held(id) {
+            // A death before that is stored counts: the file says that it runs.
+            job.crashes.1 += u32::from(waits && begun != Begun::No);
             job.at = At::Waits(now);
         }
     }
@@ -115,11 +118,12 @@ impl World {
         let job = self.jobs.get_mut(&number).expect("known");
         let broken = |law: &'static str| Err((law, format!("worker {id} settled job {number} as {how:?}: {job:?}")));
         let mine = job.at == At::Held(id);
-        let its = |worker: &&Worker| job.at == At::Held(worker.id) && worker.has_lost(number);
-        let left = job.attempt == attempt && self.workers.iter().any(|worker| its(&worker));
+        let owner = |id: u64| self.workers.iter().find(|worker| worker.id == id);
+        let lives = matches!(job.at, At::Held(id) if owner(id).is_some_and(|owner| !owner.has_lost(number)));
+        let left = job.attempt == attempt && matches!(job.at, At::Held(_)) && !lives;
         let waits = matches!(job.at, At::Waits(_)) && job.attempt == attempt;
         match answer.into_iter().next().expect("one was asked for") {
-            // Of what it lost it may have taken back what nobody else had, or had lost as well.
+            // Of what it lost it may have taken back what nobody else had, or what its next owner lost as well.
             Settled::Stored if !mine && !(lost && (waits || left)) => return broken("stolen"),
             Settled::Stored => match how {
                 How::Done => job.at = At::Done,
