@@ -137,6 +137,8 @@ impl World {
             }
             Fault::DeadRefused(_, lasting) => {
                 self.refusing = now + lasting;
+                let (from, to) = (ns(now), ns(now + lasting));
+                self.faults.push(judge::Fault { pid: None, from, to, kind: judge::Kind::Refused });
                 self.push(now + lasting, Event::Look);
             }
             Fault::Rebalance(_, place, queue) => {
@@ -170,7 +172,14 @@ impl World {
         let pid = worker.map(|worker| worker as u32);
         // A leader that forgets does so with what it answered before.
         let from = if worker.is_none() { now.saturating_sub(FORGETS) } else { now };
-        self.faults.push(judge::Fault { pid, from: ns(from), to: ns(until), kind });
+        let (from, to) = (ns(from), ns(until));
+        // Two that overlap are one longer one.
+        let before =
+            |fault: &&mut judge::Fault| pid.is_some() && fault.pid == pid && fault.kind == kind && fault.to >= from;
+        match self.faults.iter_mut().find(before) {
+            Some(before) => before.to = before.to.max(to),
+            None => self.faults.push(judge::Fault { pid, from, to, kind }),
+        }
         if let Some(worker) = worker {
             self.silence(now, worker);
         }
