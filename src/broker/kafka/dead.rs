@@ -238,7 +238,8 @@ impl KafkaDead {
             let old = index.entries.iter().filter(|entry| until.is_some_and(|until| entry.last < until));
             let old: Vec<_> = old.map(|entry| entry.at).collect();
             let mark = |at: &(i32, i64)| (names::marks(&self.namespace), marks::gone(queue, *at, Some(now)));
-            let gone: Vec<_> = old.iter().chain(&index.doubles).map(mark).collect();
+            let double = |at: &(i32, i64)| (names::marks(&self.namespace), marks::double(queue, *at));
+            let gone: Vec<_> = old.iter().map(mark).chain(index.doubles.iter().map(double)).collect();
             if !gone.is_empty() {
                 self.topics.ensure(&names::marks(&self.namespace), Kind::Marks, None).await?;
                 for chunk in gone.chunks(CHUNK) {

@@ -1,7 +1,8 @@
 //! What Kafka cannot say by deleting: which dead letters are gone, and who replays. A compacted topic, `N.marks`.
 //!
 //! A letter that was replayed or purged has a mark under `gone:QUEUE:PARTITION:OFFSET`. The mark may go when the
-//! letter's record is below the start of the log, never before. A right to replay is a claim under
+//! letter's record is below the start of the log, never before. The second record of one failure is marked so too, as a
+//! double: that one is gone says nothing of the letter. A right to replay is a claim under
 //! `claim:QUEUE:OWNER`; of several, the first in the log holds, for as long as it is renewed. A worker that is there
 //! says so under `worker:NAME`. That a queue has committed offsets of a topic, and how many partitions that had, stands
 //! under `begun:QUEUE:TOPIC`: where those are gone they have expired.
@@ -16,6 +17,9 @@ use super::names;
 use super::scan::scan;
 use crate::message::{Message, Namespace, QueueName};
 use crate::time::Timestamp;
+
+/// What a mark says of a second record; any other one says when its letter went.
+const DOUBLE: &[u8] = b"double";
 
 /// A right to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub struct Claim {
 pub struct Marks {
     /// Letters that are gone: partition and offset, by queue.
     pub gone: BTreeMap<String, BTreeSet<(i32, i64)>>,
+    /// Those of them that are gone because they were second records.
+    doubles: BTreeMap<String, BTreeSet<(i32, i64)>>,
     /// Partitions of the topics that queues have begun to read, by queue and topic.
     pub begun: BTreeMap<(String, String), usize>,
     /// Workers: until when, and the slots of each queue.
@@ -70,6 +76,12 @@ impl Marks {
                 } else {
                     gone.remove(&(partition, at))
                 };
+                let doubles = self.doubles.entry(queue.to_owned()).or_default();
+                if value == Some(DOUBLE) {
+                    doubles.insert((partition, at))
+                } else {
+                    doubles.remove(&(partition, at))
+                };
             }
             (Some("begun"), Some(queue), Some(topic), None) => {
                 let place = (queue.to_owned(), topic.to_owned());
@@ -106,6 +118,12 @@ impl Marks {
         self.gone.get(queue.as_str()).is_some_and(|gone| gone.contains(&at))
     }
 
+    /// Whether a letter is gone by somebody's wish, and not as a double.
+    pub fn is_removed(&self, queue: &QueueName, at: (i32, i64)) -> bool {
+        let is_double = self.doubles.get(queue.as_str()).is_some_and(|doubles| doubles.contains(&at));
+        self.is_gone(queue, at) && !is_double
+    }
+
     /// Workers of a queue that are there, and their slots.
     pub fn workers(&self, queue: &QueueName, now: Timestamp) -> (u64, u64) {
         let there = self.workers.values().filter(|(until, _)| *until > now);
@@ -127,6 +145,12 @@ pub fn gone(queue: &QueueName, at: (i32, i64), when: Option<Timestamp>) -> Messa
         body: when.map(|when| Bytes::from(when.to_rfc3339())),
         ..Message::default()
     }
+}
+
+/// The mark of the second record of one failure.
+pub fn double(queue: &QueueName, at: (i32, i64)) -> Message {
+    let body = Some(Bytes::from_static(DOUBLE));
+    Message { body, ..gone(queue, at, None) }
 }
 
 /// That a queue has begun to read a topic of so many partitions; `None` takes it away.
@@ -191,7 +215,12 @@ mod tests {
         let mut marks = Marks::default();
         apply(&mut marks, 0, &gone(&queue, (2, 7), Some(Timestamp::from_millis(1))));
         assert!(marks.is_gone(&queue, (2, 7)) && !marks.is_gone(&queue, (2, 8)));
+        assert!(marks.is_removed(&queue, (2, 7)));
         apply(&mut marks, 1, &gone(&queue, (2, 7), None));
         assert!(!marks.is_gone(&queue, (2, 7)));
+        apply(&mut marks, 2, &double(&queue, (2, 7)));
+        assert!(marks.is_gone(&queue, (2, 7)) && !marks.is_removed(&queue, (2, 7)));
+        apply(&mut marks, 3, &gone(&queue, (2, 7), Some(Timestamp::from_millis(1))));
+        assert!(marks.is_removed(&queue, (2, 7)));
     }
 }
