@@ -39,6 +39,9 @@ pub struct Held {
     pub lost: bool,
 }
 
+/// What a publisher waits for.
+type Posted = oneshot::Receiver<Vec<Result<Published, Error>>>;
+
 /// The wish of a source that waits.
 pub struct Receiving {
     jobs: usize,
@@ -57,7 +60,7 @@ pub struct Worker {
     pub held: Vec<Held>,
     pub settling: Vec<Settling>,
     marking: Option<(u32, oneshot::Receiver<Vec<bool>>)>,
-    posting: Option<(u32, oneshot::Receiver<Vec<Result<Published, Error>>>)>,
+    posting: Option<(u32, Posted)>,
     pub frozen: bool,
     /// It has been, and did not renew its lease since.
     pub was_frozen: bool,
