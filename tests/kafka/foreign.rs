@@ -213,7 +213,7 @@ async fn what_others_publish_in_every_codec_runs_once_or_is_a_dead_letter_and_wh
     let tally = tally.expect("it has worked everything off").unwrap();
 
     let (runs, mut reasons) = expected(&published);
-    let seen = seen.0.lock();
+    let seen = std::mem::take(&mut *seen.0.lock());
     let mut ran: Vec<String> = seen.iter().map(name).collect();
     ran.sort();
     assert_eq!(ran, runs.into_iter().collect::<Vec<_>>(), "each once, and nothing else");
@@ -226,7 +226,7 @@ async fn what_others_publish_in_every_codec_runs_once_or_is_a_dead_letter_and_wh
     for letter in &letters {
         let body = letter.message.body.as_deref().unwrap_or_default();
         let text = String::from_utf8_lossy(body).into_owned();
-        assert_eq!(reasons.remove(body), Some(letter.reason.clone()), "{text}");
+        assert_eq!(reasons.remove(body), Some(letter.reason), "{text}");
         if letter.reason == Reason::Permanent {
             check_headers(letter, published.iter().find(|who| text.contains(**who)).unwrap());
         }
