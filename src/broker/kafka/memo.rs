@@ -1,10 +1,9 @@
 //! What a commit says beside the offset: the metadata that the next owner of a partition reads.
 //!
 //! `windlass1:` and base64 of: a checksum, the offset that it belongs to, flags, runs of what is finished above that
-//! offset, the retries that wait in place, and the starts that were stored; then `;` and who wrote it.
-//! At most 4,096 characters, which is what a
-//! broker takes by default (`offset.metadata.max.bytes`). Metadata of others is ignored; of ours, what is torn or
-//! belongs to another offset is not believed: the records then run again.
+//! offset, the retries that wait in place, and the starts that were stored; then `;` and who wrote it. At most 4,096
+//! characters, which is what a broker takes by default (`offset.metadata.max.bytes`). Metadata of others is ignored; of
+//! ours, what is torn or belongs to another offset is not believed: the records then run again.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
