@@ -1,12 +1,13 @@
 //! Whose a delivery is, and for how long.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use windlass::broker::{Disposition, Settled};
 use windlass::message::Reason;
 
 use super::Subject;
-use super::bench::{Bench, bodies, body, dead, numbered, refs, retry, sorted};
+use super::bench::{Bench, Site, Work, bodies, body, dead, numbered, refs, retry, sorted};
 
 pub async fn dead_worker<S: Subject>(mut bench: Bench<S>) {
     if !S::LASTING || !S::FREEZES {
@@ -42,6 +43,9 @@ pub async fn outlives_lease<S: Subject>(mut bench: Bench<S>) {
     let mut long = first.open(&queue).await;
     let second = bench.connect().await;
     let mut other = second.open(&queue).await;
+    if S::MOVES {
+        both_have_had_something(&first, &mut long, &mut other).await;
+    }
     first.publish("orders", &["long"]).await;
     // Whoever gets it keeps it.
     let (mut deliveries, owner, idle) = tokio::select! {
@@ -56,6 +60,29 @@ pub async fn outlives_lease<S: Subject>(mut bench: Bench<S>) {
     idle.nothing_for(S::LEASE + Duration::from_millis(300)).await;
     first.close().await;
     second.close().await;
+}
+
+/// Publishes until each of two workers has got something: then nothing moves from one to the other any more.
+async fn both_have_had_something(site: &Site, one: &mut Work, two: &mut Work) {
+    let (mut published, mut done, mut had) = (0, HashSet::new(), (false, false));
+    while had != (true, true) || done.len() < published {
+        if had != (true, true) {
+            let more: Vec<String> = (published..published + 4).map(|number| format!("before-{number}")).collect();
+            site.publish("orders", &refs(&more)).await;
+            published += 4;
+        }
+        let soon = Duration::from_millis(500);
+        let (first, second) = tokio::join!(one.take_within(4, soon), two.take_within(4, soon));
+        had = (had.0 || !first.is_empty(), had.1 || !second.is_empty());
+        for (work, deliveries) in [(&*one, first), (&*two, second)] {
+            let bodies = bodies(&deliveries);
+            // What moves away in between comes again there.
+            let settled = work.settle(deliveries, || Disposition::Ack).await;
+            done.extend(
+                bodies.into_iter().zip(settled).filter(|(_, how)| *how == Settled::Stored).map(|(body, _)| body),
+            );
+        }
+    }
 }
 
 pub async fn stale_changes_nothing<S: Subject>(mut bench: Bench<S>) {

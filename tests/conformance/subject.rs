@@ -22,6 +22,9 @@ pub trait Subject: Sized + Send + 'static {
     /// clients reads them; values of one name keep theirs.
     const ORDERED_HEADERS: bool = true;
 
+    /// Whether a worker that joins is given partitions, which move away from others.
+    const MOVES: bool = false;
+
     /// The longest that a finished job may be unconfirmed on a slow machine.
     #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "only the ledger's judge is told"))]
     const UNCONFIRMED: Duration = Duration::from_secs(2);
@@ -324,6 +327,7 @@ pub struct Kafka {
 #[cfg(feature = "kafka")]
 impl Subject for Kafka {
     const NAME: &'static str = "kafka";
+    const MOVES: bool = true;
     const LEASE: Duration = Duration::from_secs(6);
     const FREEZES: bool = false;
     const NOTES_RELEASES: bool = false;
