@@ -118,6 +118,8 @@ pub struct Rules {
     pub unconfirmed: Duration,
     /// Whether a frozen worker may hold what the others need to store anything: the lock of a file.
     pub one_lock: bool,
+    /// Whether a server that is killed may give out anew what somebody works on.
+    pub forgets: bool,
     /// Whether what is done waits for what is moved, a transaction of several round trips: a partition's offset.
     pub moves_first: bool,
     /// What was about to begin when its worker was frozen writes that it has begun so long after the thaw; zero: never.
@@ -134,6 +136,7 @@ impl Default for Rules {
             max_crashes: 3,
             unconfirmed: Duration::from_secs(2),
             one_lock: false,
+            forgets: true,
             moves_first: false,
             thaw: Duration::from_millis(20),
         }
@@ -403,9 +406,9 @@ fn forgotten(story: &Story, runs: &[Run], run: &Run) -> bool {
     runs.iter().any(|other| other.attempt == run.attempt && other.start < run.start && hit(story, other, Kind::Broker))
 }
 
-/// Until when the end of a run may be unconfirmed: while the broker is down, or somebody sleeps on its lock, nothing is,
-/// and while dead letters are refused what ends as one is not. Where moves go first every end waits for them: while they
-/// are refused, and for transactions while bytes are held up.
+/// Until when the end of a run may be unconfirmed: while the broker is down, its own worker sleeps, or somebody sleeps on
+/// the lock, it is not, nor while dead letters are refused where it is to be one. Where moves go first every end waits for
+/// them: while they are refused, and for transactions while bytes are held up.
 fn unconfirmed_until(story: &Story, run: &Run) -> u64 {
     let rules = &story.rules;
     let mut until = run.end.saturating_add(nanos(rules.unconfirmed));
@@ -414,7 +417,7 @@ fn unconfirmed_until(story: &Story, run: &Run) -> u64 {
         .iter()
         .filter(|fault| match fault.kind {
             Kind::Broker => true,
-            Kind::Frozen => rules.one_lock,
+            Kind::Frozen => rules.one_lock || fault.pid == Some(run.pid),
             Kind::Refused => run.last || rules.moves_first,
             Kind::Delayed => rules.moves_first,
             Kind::Killed | Kind::Left | Kind::Stepped => false,
@@ -547,7 +550,7 @@ fn owners(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
         let forked = runs[..index].iter().filter(|other| other.attempt == run.attempt).any(|other| {
             let held_up = story.faults.iter().any(|fault| {
                 let meanwhile = fault.from <= run.start && fault.to >= other.end;
-                fault.kind == Kind::Broker && meanwhile && !story.rules.one_lock
+                fault.kind == Kind::Broker && meanwhile && story.rules.forgets
             });
             other.end > run.start && blind(story, other) || held_up && unconfirmed_until(story, other) > run.start
         });

@@ -69,6 +69,7 @@ impl<S: Subject> Site<S> {
             grace: if S::LEASE < Duration::from_secs(5) { Duration::from_millis(300) } else { Duration::from_secs(1) },
             unconfirmed: S::UNCONFIRMED,
             one_lock: S::NAME == "sqlite",
+            forgets: S::NAME != "sqlite",
             moves_first: S::NAME == "kafka",
             ..Rules::default()
         };

@@ -318,8 +318,9 @@ fn judged(schedule: &Schedule, world: World) -> Outcome {
         max_crashes: shape.max_crashes as usize,
         unconfirmed: Duration::from_millis(400),
         moves_first: false,
-        // Nobody stores anything while it is cut off, and nobody writes down late when a run began.
-        one_lock: true,
+        one_lock: false,
+        forgets: false,
+        // Nobody writes down late when a run began.
         thaw: Duration::ZERO,
     };
     let left: BTreeMap<String, u64> =

@@ -248,6 +248,16 @@ fn what_another_sleeps_on_is_unconfirmed_for_as_long() {
 }
 
 #[test]
+fn what_ends_just_before_its_worker_sleeps_is_unconfirmed_for_as_long() {
+    let again = |asleep| {
+        let tale = tale(Ends::Done, 1).run(1, 7, 1, 0, done(100)).run(1, 8, 1, 5_000, done(5_100));
+        tale.fault(Kind::Frozen, Some(asleep), 1_900, 2_400).fault(Kind::Killed, Some(7), 3_000, 3_000)
+    };
+    again(7).breaks(&[]);
+    again(9).breaks(&[Rule::Duplicate]);
+}
+
+#[test]
 fn while_letters_are_refused_what_ends_as_one_is_unconfirmed() {
     let again = |attempts| {
         let tale = tale(Ends::Dead("permanent"), attempts).run(1, 7, 1, 0, Some((5, What::Refused)));
