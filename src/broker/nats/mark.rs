@@ -94,7 +94,16 @@ impl Context {
     pub async fn start_unless_followed(&self, mark: &Mark, hop: u64) -> Result<(u64, bool), Error> {
         let seq = self.start(mark).await?;
         // In key order what follows stays in hand, and is remembered elsewhere.
-        let may_start = self.queue.ordered || matches!(self.has_successor(&mark.key, hop).await, Ok(false));
+        if self.queue.ordered {
+            return Ok((seq, true));
+        }
+        let may_start = match self.has_successor(&mark.key, hop).await {
+            Ok(found) => !found,
+            Err(error) => {
+                tracing::warn!(queue = %self.queue.name, error = %error, "failed to look for what follows a job");
+                false
+            }
+        };
         Ok((seq, may_start))
     }
 
