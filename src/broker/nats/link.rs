@@ -247,6 +247,7 @@ impl Link {
         // What is lost with the connection was not confirmed, and nobody waits for it any more.
         let _ = tokio::time::timeout(Duration::from_secs(1), client.flush()).await;
         self.closed.cancel();
+        // Likewise; where it hangs the process ends, and the connection with it.
         let _ = tokio::time::timeout(Duration::from_secs(1), client.drain()).await;
     }
 }
