@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use windlass::broker::{Delivery, Disposition, Trouble};
 
@@ -213,9 +214,14 @@ fn a_worker_that_was_cut_off_and_comes_back_has_not_crashed() {
         let before = mark["left"].as_array().expect("those before");
         assert_eq!(before.len(), 1, "and the last: two, which condemn: {mark}");
         // They show themselves when the next one has seen that they are not there.
+        let mut asked = behind.0.subscribe("$JS.API.STREAM.MSG.GET.t_work").await.expect("subscribed");
+        behind.0.flush().await.expect("sent");
+        let last = format!("t.state._worker.{}", mark["worker"].as_str().expect("a name"));
         let mut worker = kit::doomed(&server.url(), &invoice).await;
         let back = async {
-            tokio::time::sleep(LEASE / 4).await;
+            while !String::from_utf8_lossy(&asked.next().await.expect("it is asked").payload).contains(&last) {}
+            // What was asked before is answered before.
+            behind.api("STREAM.INFO.t_work", Value::Null).await;
             for left in before.iter().chain([&mark]) {
                 let until = windlass::time::Clock::System.now().after(SOON).as_millis();
                 let body = json!({ "until": until, "queues": {}, "instance": left["by"] }).to_string();
