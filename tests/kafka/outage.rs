@@ -92,6 +92,7 @@ async fn publish(broker: Arc<dyn Broker>, topic: Topic, ledger: Shared, until: I
         let answers = publisher.publish(batch).await;
         let confirmed = names.into_iter().zip(answers).filter(|(_, answer)| answer.is_ok()).map(|(name, _)| name);
         ledger.lock().published.extend(confirmed);
+        // The load: four each time.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

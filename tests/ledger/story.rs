@@ -200,12 +200,7 @@ impl<S: Subject> Site<S> {
 
     /// Kills the broker's server and starts it again; `false` where there is none.
     pub fn restart_broker(&mut self) -> bool {
-        let from = record::now();
-        let is_down = self.subject.restart();
-        if is_down {
-            self.fault(Kind::Broker, None, from);
-        }
-        is_down
+        self.hit(Kind::Broker, S::restart)
     }
 
     /// What was broken so far.
@@ -238,42 +233,32 @@ impl<S: Subject> Site<S> {
 
     /// Cuts every connection to the broker; `false` where there are none.
     pub fn cut(&mut self) -> bool {
-        let from = record::now();
-        let is_cut = self.subject.cut();
-        if is_cut {
-            self.fault(Kind::Broker, None, from);
-        }
-        is_cut
+        self.hit(Kind::Broker, S::cut)
     }
 
     /// What goes to the broker and back vanishes for so long; `false` where there is no connection.
     pub fn swallow(&mut self, lasting: Duration) -> bool {
-        let from = record::now();
-        let is_cut = self.subject.swallow(lasting);
-        if is_cut {
-            self.fault(Kind::Broker, None, from);
-        }
-        is_cut
+        self.hit(Kind::Broker, |subject| subject.swallow(lasting))
     }
 
     /// What goes to the broker and back is held up, for so long; `false` where there is no connection.
     pub fn delay(&mut self, lasting: Duration) -> bool {
-        let from = record::now();
-        let is_held_up = self.subject.delay(lasting);
-        if is_held_up {
-            self.fault(Kind::Delayed, None, from);
-        }
-        is_held_up
+        self.hit(Kind::Delayed, |subject| subject.delay(lasting))
     }
 
     /// The broker takes no dead letters for so long; `false` where it cannot be told so.
     pub fn refuse_letters(&mut self, lasting: Duration) -> bool {
+        self.hit(Kind::Refused, |subject| subject.refuse_letters(lasting))
+    }
+
+    /// Does it to the broker; `false` where that cannot be done to this one, and is no fault then.
+    fn hit(&mut self, kind: Kind, how: impl FnOnce(&mut S) -> bool) -> bool {
         let from = record::now();
-        let is_refused = self.subject.refuse_letters(lasting);
-        if is_refused {
-            self.fault(Kind::Refused, None, from);
+        let is_done = how(&mut self.subject);
+        if is_done {
+            self.fault(kind, None, from);
         }
-        is_refused
+        is_done
     }
 
     /// Does something that no worker and no broker could do anything about: whatever it hit is explained.
