@@ -174,6 +174,12 @@ impl Shared {
         inbound.credit.map_or(usize::MAX, |credit| credit.bytes.saturating_sub(inbound.bytes))
     }
 
+    /// There is a connection, and the pump knows whose it is. Without one nothing begins: the server may have been
+    /// killed, and give what waits here to somebody else.
+    fn is_known(&self) -> bool {
+        self.link.connected() && self.link.epoch() == self.epoch.load(Ordering::Acquire)
+    }
+
     /// The pump knows of this connection, and has taken back what must not begin on it.
     pub fn connected(&self, epoch: u64) {
         self.epoch.store(epoch, Ordering::Release);
@@ -262,6 +268,9 @@ impl Leases for Shared {
     }
 
     fn may_begin(&self, token: Token) -> bool {
+        if !self.is_known() {
+            return false;
+        }
         if !self.watched.load(Ordering::Acquire) {
             return true;
         }
@@ -289,9 +298,7 @@ impl NatsSource {
         if let Some(why) = self.0.fatal.lock().clone() {
             return Err(Error::Refused(why));
         }
-        // Nor while there is no connection, or one of which the pump does not know yet whose it is.
-        let is_known = self.0.link.connected() && self.0.link.epoch() == self.0.epoch.load(Ordering::Acquire);
-        if !is_known || self.0.checked.lock().elapsed() >= STALE {
+        if !self.0.is_known() || self.0.checked.lock().elapsed() >= STALE {
             return Ok(Vec::new());
         }
         let mut inbound = self.0.inbound.lock();

@@ -128,6 +128,8 @@ pub struct Pump {
     next_renewal: u64,
     tasks: JoinSet<Done>,
     preparing: usize,
+    /// Given back while there was no connection, and how: they go out on the next one, if they are still ours then.
+    returning: Vec<(Key, Bytes)>,
     inbox: Option<Inbox>,
     /// The server, and the first connection to it.
     server: (String, u64),
@@ -210,6 +212,7 @@ impl Pump {
             next_renewal: 0,
             tasks: JoinSet::new(),
             preparing: 0,
+            returning: Vec::new(),
             inbox: None,
             searched: (0, Moment::ZERO),
             ordered,
@@ -258,7 +261,11 @@ impl Pump {
                         self.inbox = None;
                     }
                 }
-                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.done(done).await,
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    // What it brings may be of a connection that is newer than this turn.
+                    self.connection().await;
+                    self.done(done).await;
+                }
                 () = shared.demand.notified() => {}
                 _ = looks.tick() => {}
             }
@@ -283,6 +290,11 @@ impl Pump {
 
     fn connected(&self) -> bool {
         self.context.link.connected()
+    }
+
+    /// There is a connection, and it is the inbox's.
+    fn is_known(&self) -> bool {
+        self.connected() && self.inbox.as_ref().is_some_and(|inbox| inbox.epoch == self.context.link.epoch())
     }
 
     /// A connection of another number than the inbox's, and no inbox, ask for a new one.
@@ -317,6 +329,9 @@ impl Pump {
         match self.context.link.client().subscribe(format!("{prefix}.*.*.*")).await {
             Ok(messages) => {
                 self.inbox = Some(Inbox { messages, prefix, epoch });
+                for (key, how) in std::mem::take(&mut self.returning) {
+                    self.release(key, how).await;
+                }
                 self.shared.connected(epoch);
             }
             // The client has stopped: there will be another one, or this was the end.

@@ -144,8 +144,11 @@ impl Pump {
         if !lost && how == NAK && self.put_back(key) {
             return;
         }
-        // On a lost connection it would wait and go out on the next one, when somebody else may have the job.
-        if !lost && self.connected() {
+        // What the client sends now it would send on the next connection, when somebody else may have the job.
+        if !lost && !self.is_known() {
+            return self.returning.push((key, how));
+        }
+        if !lost {
             self.publish(reply, how).await;
         }
         self.drop_from_hand(key, false);
