@@ -545,14 +545,15 @@ fn early(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
 fn owners(story: &Story, job: &Job, runs: &[Run], verdict: &mut Verdict) {
     for (index, run) in runs.iter().enumerate() {
         let beside = runs[index + 1..].iter().find(|later| later.start < run.end);
-        // It was itself begun beside one that no longer counted and could not know it, or whose settlement a killed server
-        // held up: what that one led to is beside it.
+        // It was itself begun beside one that no longer counted and could not know it, or that a killed server had
+        // forgotten and whose settlement was not confirmed: what that one led to is beside it.
         let forked = runs[..index].iter().filter(|other| other.attempt == run.attempt).any(|other| {
-            let held_up = story.faults.iter().any(|fault| {
-                let meanwhile = fault.from <= run.start && fault.to >= other.end;
-                fault.kind == Kind::Broker && meanwhile && story.rules.forgets
-            });
-            other.end > run.start && blind(story, other) || held_up && unconfirmed_until(story, other) > run.start
+            let is_forgotten = story.rules.forgets
+                && story
+                    .faults
+                    .iter()
+                    .any(|fault| fault.kind == Kind::Broker && other.start <= fault.to && fault.from <= run.start);
+            other.end > run.start && blind(story, other) || is_forgotten && unconfirmed_until(story, other) > run.start
         });
         if let Some(later) = beside
             && !blind(story, run)
