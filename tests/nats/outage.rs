@@ -7,9 +7,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::json;
-use windlass::broker::{Disposition, Settled};
+use windlass::broker::{self, Disposition, NatsOptions, Options, Settled};
 
-use super::kit::{Behind, LEASE, SOON, connect, open, queue, run, run_for, try_publish};
+use super::kit::{Behind, LEASE, SOON, connect, open, options, publish, queue, run, run_for, try_publish};
 use crate::support::nats::{Cluster, Nats, Release};
 use crate::support::proxy::{Cut, Proxy, Toward};
 use crate::support::{http, tool, wait};
@@ -71,6 +71,36 @@ fn a_busy_worker_notices_too() {
         proxy.pass();
         wait::until("it is connected again", SOON, || broker.connected());
         drop(delivery);
+        broker.close().await;
+    });
+}
+
+#[test]
+fn what_waits_without_a_connection_does_not_begin_and_is_given_back_on_the_next_one() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    let proxy = Proxy::to(server.port());
+    run(async {
+        let invoice = queue("invoice", &["orders"]);
+        // Nothing comes again by its lease while this test lasts.
+        let lease = Duration::from_secs(600);
+        let options = Options { lease, ..options(NatsOptions::default(), std::slice::from_ref(&invoice)) };
+        let url = format!("nats://{}", proxy.host());
+        let broker = broker::connect(&url, options).await.expect("the server can be reached");
+        let mut work = open(&broker, &invoice).await;
+        publish(&broker, "orders", &["{}"]).await;
+        let waiting = work.one().await;
+        assert!(waiting.channel.leases.may_begin(waiting.token), "there is a connection");
+        proxy.refuse();
+        proxy.cut(Cut::Reset);
+        wait::until("the loss is noticed", SOON, || !broker.connected());
+        assert!(!waiting.channel.leases.may_begin(waiting.token), "nobody knows whose it is now");
+        let seq = waiting.seq;
+        drop(waiting);
+        proxy.pass();
+        let again = work.one().await;
+        assert_eq!((again.seq, again.redelivered), (seq, true), "it was given back");
+        assert!(again.channel.leases.may_begin(again.token), "there is a connection again");
+        work.stored(again, Disposition::Ack).await;
         broker.close().await;
     });
 }
