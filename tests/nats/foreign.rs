@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use windlass::broker::Disposition;
-use windlass::message::Reason;
+use windlass::message::{Mode, Reason, decode};
 
 use super::kit::{self, Behind, connect, open, queue, run};
 use crate::support::nats::{Nats, Release};
+use crate::support::tool;
 
 /// Publishes raw bytes of the protocol: headers as no client would let us write them.
 fn publish_raw(server: &Nats, subject: &str, headers: &[u8], body: &[u8]) {
@@ -56,6 +57,68 @@ fn odd_messages_block_nothing() {
         for delivery in deliveries {
             work.stored(delivery, Disposition::Ack).await;
         }
+        broker.close().await;
+    });
+}
+
+/// What the `nats` command line publishes: over core and JetStream, plain, with odd headers, as CloudEvents, without a
+/// body, many at once.
+#[test]
+fn what_the_command_line_of_others_publishes_is_read() {
+    if !tool::full() {
+        return;
+    }
+    let relative = format!("nats-cli-{}/nats", tool::version("NATS_CLI"));
+    let Some(cli) = tool::find("the nats command line", "WINDLASS_TEST_NATS_CLI", &relative) else { return };
+    let Some(server) = Nats::start(Release::New) else { return };
+    let home = tempfile::tempdir().expect("a folder");
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        let whole = r#"{"specversion":"1.0","id":"s1","type":"made","source":"/shop","data":{"a":3}}"#;
+        let binary = ["-H", "ce-specversion:1.0", "-H", "ce-id:b1", "-H", "ce-type:made", "-H", "ce-source:/shop"];
+        let publications: [&[&str]; 6] = [
+            &[r#"{"a":1}"#],
+            &["-J", r#"{"a":2}"#, "-H", "X-Odd:a:b: c", "-H", "X-Empty:"],
+            &["-J", "-H", "content-type:application/cloudevents+json; charset=utf-8", whole],
+            &[&["-J", r#"{"a":4}"#][..], &binary].concat(),
+            &["-J", ""],
+            &["--count", "3", r#"{"n":{{Count}}}"#],
+        ];
+        for words in publications {
+            let mut command = std::process::Command::new(&cli);
+            command.args(["--no-context", "-s", &server.url(), "pub", "orders"]).args(words).env("HOME", home.path());
+            let output = command.output().expect("it can be run");
+            assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let mut read = Vec::new();
+        for delivery in work.take(8).await {
+            let event = decode(&delivery.message, &delivery.origin(), None).expect("whatever it publishes is read");
+            let data = String::from_utf8_lossy(&event.data).into_owned();
+            read.push((event.id.to_string(), event.kind.to_string(), event.mode, data));
+            if delivery.seq == 2 {
+                assert_eq!(delivery.message.headers.get("X-Odd"), Some(&b"a:b: c"[..]));
+                assert_eq!(delivery.message.headers.get("X-Empty"), Some(&b""[..]));
+            }
+            work.stored(delivery, Disposition::Ack).await;
+        }
+        let plain =
+            |seq: u64, data: &str| (format!("nats:ORDERS:{seq}"), "orders".to_owned(), Mode::Plain, data.into());
+        let event = |id: &str, mode, data: &str| (id.to_owned(), "made".to_owned(), mode, data.into());
+        let expected = [
+            plain(1, r#"{"a":1}"#),
+            plain(2, r#"{"a":2}"#),
+            event("s1", Mode::Structured, r#"{"a":3}"#),
+            event("b1", Mode::Binary, r#"{"a":4}"#),
+            plain(5, ""),
+            plain(6, r#"{"n":1}"#),
+            plain(7, r#"{"n":2}"#),
+            plain(8, r#"{"n":3}"#),
+        ];
+        assert_eq!(read, expected);
         broker.close().await;
     });
 }
