@@ -106,6 +106,37 @@ fn what_waits_without_a_connection_does_not_begin_and_is_given_back_on_the_next_
 }
 
 #[test]
+fn what_was_done_and_could_not_be_acknowledged_in_time_is_only_acknowledged_when_it_comes_again() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    let proxy = Proxy::to(server.port());
+    run(async {
+        let behind = Behind::connect(&server.url()).await;
+        behind.stream("ORDERS", "orders", "limits").await;
+        let invoice = queue("invoice", &["orders"]);
+        let broker = connect(&format!("nats://{}", proxy.host()), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        publish(&broker, "orders", &["{}"]).await;
+        let delivery = work.one().await;
+        proxy.refuse();
+        proxy.cut(Cut::Reset);
+        wait::until("the loss is noticed", SOON, || !broker.connected());
+        let settled = work.settler.settle(vec![delivery.settle(Disposition::Ack)]).await;
+        assert!(matches!(settled[..], [Settled::Unconfirmed(_)]), "its lease ended first: {settled:?}");
+        let consumer = async || behind.api("CONSUMER.INFO.ORDERS.t_invoice", serde_json::Value::Null).await;
+        assert_eq!(consumer().await["num_ack_pending"], 1, "the server has not heard of it");
+        proxy.pass();
+        let mut state = consumer().await;
+        while state["num_ack_pending"] != 0 {
+            let again = work.within(1, Duration::from_millis(50)).await;
+            assert!(again.is_empty(), "it was done");
+            state = consumer().await;
+        }
+        assert_eq!(state["delivered"]["consumer_seq"], 2, "it came once more: {state}");
+        broker.close().await;
+    });
+}
+
+#[test]
 fn a_slow_network_runs_nothing_twice() {
     let Some(server) = Nats::start(Release::New) else { return };
     let proxy = Proxy::to(server.port());

@@ -181,7 +181,13 @@ impl Pump {
         }
     }
 
+    /// Nobody confirmed it while the lease lasted. Where only its acknowledgement was missing it is remembered: should it
+    /// come again, and come here, it need not run again.
     pub(super) fn give_up(&mut self, key: Key) {
+        let acknowledging = self.hand.get(key).filter(|held| held.stage == Stage::Acknowledging);
+        if let Some(stored) = acknowledging.map(|held| held.stored) {
+            self.hand.remember(key, stored);
+        }
         self.drop_from_hand(key, false);
     }
 
