@@ -389,11 +389,15 @@ fn hit(story: &Story, run: &Run, kind: Kind) -> bool {
         let open = run.start <= fault.to && unconfirmed_until >= fault.from;
         its && match kind {
             Kind::Killed | Kind::Broker => open,
-            Kind::Frozen if run.start <= fault.to && run.end >= fault.to => {
-                fault.to - fault.from >= nanos(rules.lease) * 3 / 4
+            // A lease ends so long after it was last extended, which is done each third of it.
+            Kind::Frozen => {
+                (open || run.start <= fault.to && run.end >= fault.to)
+                    && fault.to - fault.from >= nanos(rules.lease) * 2 / 3
             }
-            Kind::Frozen => open && fault.to - fault.from >= nanos(rules.lease) * 3 / 4,
-            Kind::Left => run.how == Some(What::Cancelled) && run.end >= fault.from + nanos(rules.grace),
+            // Its time may have been over too when it was cancelled: a process that slept finds out both at once.
+            Kind::Left => {
+                matches!(run.how, Some(What::Cancelled | What::TimedOut)) && run.end >= fault.from + nanos(rules.grace)
+            }
             // Leases are on another clock, and nothing but due times on this one. What waits is not lost.
             Kind::Stepped | Kind::Delayed | Kind::Refused => false,
         }

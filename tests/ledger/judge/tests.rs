@@ -109,6 +109,26 @@ fn a_drain_explains_only_what_outlived_the_grace() {
     cancelled(5_100).fault(Kind::Left, Some(7), 50, 50).breaks(&[]);
     cancelled(200).fault(Kind::Left, Some(7), 50, 50).breaks(&[Rule::Duplicate]);
     cancelled(5_100).breaks(&[Rule::Duplicate]);
+    // The grace ended and then its time, both while the process slept: it was given back all the same. What had used its
+    // time up within the grace is a failure like any other.
+    let late = |at| tale(Ends::Done, 1).run(1, 7, 1, 0, Some((at, What::TimedOut))).run(1, 8, 1, 9_000, done(9_005));
+    late(5_600).fault(Kind::Left, Some(7), 50, 50).fault(Kind::Frozen, Some(7), 5_000, 5_600).breaks(&[]);
+    late(5_000)
+        .fault(Kind::Left, Some(7), 50, 50)
+        .fault(Kind::Frozen, Some(7), 4_400, 5_000)
+        .breaks(&[Rule::Duplicate]);
+    late(5_600).fault(Kind::Frozen, Some(7), 5_000, 5_600).breaks(&[Rule::Duplicate]);
+}
+
+#[test]
+fn a_silence_of_two_thirds_of_a_lease_may_end_it() {
+    // The lease, of a second, was extended up to a third of it before.
+    let silent = |lasting: u64| {
+        let tale = tale(Ends::Done, 1).run(1, 7, 1, 0, done(105)).run(1, 8, 1, 5_000, done(5_005));
+        tale.fault(Kind::Frozen, Some(7), 100, 100 + lasting)
+    };
+    silent(667).breaks(&[]);
+    silent(660).breaks(&[Rule::Duplicate]);
 }
 
 #[test]
