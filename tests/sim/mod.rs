@@ -27,8 +27,8 @@ use site::Outcome;
 
 use crate::support::tool;
 
-/// Schedules played by default, which takes some twenty seconds of a core in a debug build, and with `--full`.
-const SCHEDULES: (u64, u64) = (4_000, 10_000);
+/// Schedules played by default, which takes some forty seconds of a core in a debug build, and with `--full`.
+const SCHEDULES: (u64, u64) = (10_000, 50_000);
 
 #[test]
 fn no_schedule_breaks_a_law() {

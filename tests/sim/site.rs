@@ -6,8 +6,10 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use windlass::app::RunOptions;
 use windlass::config::{self, Config};
@@ -31,8 +33,10 @@ use crate::ledger::record;
 pub const QUEUES: [&str; 3] = ["a", "b", "k"];
 /// So long after the last fault everything must have ended.
 const PATIENCE: u64 = 60_000;
-/// How far clocks are moved at a time where somebody has something in hand.
+/// How far clocks are moved at a time where several workers are awake and something is in hand.
 const STEP: std::ops::Range<u64> = 1..12;
+/// How far at most, whatever happens or not.
+const STRIDE: u64 = 200;
 
 /// What became of a schedule.
 pub struct Outcome {
@@ -86,6 +90,8 @@ struct Process {
     running: tokio::task::JoinHandle<()>,
     worker: Worker,
     shutdown: Shutdown,
+    /// It did something that may lead to more before its time is over.
+    stirred: Arc<Notify>,
     born: u64,
     since: Instant,
 }
@@ -141,21 +147,50 @@ impl Site {
             if leaving && self.processes.is_empty() && self.world.lock().next_event().is_none() {
                 return;
             }
-            let next = self.next();
-            for index in 0..self.processes.len() {
-                self.advance(index, next);
-            }
-            self.now = next;
+            self.now = match self.awake()[..] {
+                [alone] => self.advance_alone(alone),
+                ref all => self.advance_together(all),
+            };
             self.bury();
         }
     }
 
-    fn next(&self) -> u64 {
-        let mut world = self.world.lock();
-        let event = world.next_event().unwrap_or(u64::MAX).max(self.now + 1);
-        let leaving = self.processes.iter().any(|process| world.workers[process.index].leaving.is_some());
-        let step = if world.is_busy() || leaving { world.chance.millis(STEP) } else { 200 };
-        event.min(self.now + step)
+    /// The processes that do anything: all but the stopped ones.
+    fn awake(&self) -> Vec<usize> {
+        let world = self.world.lock();
+        let awake = |index: &usize| world.workers[self.processes[*index].index].frozen <= self.now;
+        (0..self.processes.len()).filter(awake).collect()
+    }
+
+    /// One process goes on until it does something that has consequences, or something happens to it.
+    fn advance_alone(&self, index: usize) -> u64 {
+        let process = &self.processes[index];
+        let until = {
+            let mut world = self.world.lock();
+            let until = world.next_event().unwrap_or(u64::MAX).clamp(self.now + 1, self.now + STRIDE);
+            world.watch = Some((until, process.stirred.clone()));
+            until
+        };
+        // What stirred before this is known.
+        let _ = process.stirred.notified().now_or_never();
+        let reached = self.advance(index, until, true);
+        self.world.lock().watch = None;
+        reached.clamp(self.now, until)
+    }
+
+    /// Several take turns in small steps: what one does the others learn a few milliseconds later.
+    fn advance_together(&self, all: &[usize]) -> u64 {
+        let until = {
+            let mut world = self.world.lock();
+            let event = world.next_event().unwrap_or(u64::MAX).max(self.now + 1);
+            let leaving = self.processes.iter().any(|process| world.workers[process.index].leaving.is_some());
+            let busy = !all.is_empty() && (world.is_busy() || leaving);
+            event.min(self.now + if busy { world.chance.millis(STEP) } else { STRIDE })
+        };
+        for index in all {
+            self.advance(*index, until, false);
+        }
+        until
     }
 
     fn carry_out(&mut self, order: Order) {
@@ -193,6 +228,8 @@ impl Site {
         let lanes = NonZeroUsize::new(self.world.lock().shape().lanes);
         let shutdown = Shutdown::default();
         let leave = shutdown.clone();
+        let stirred = Arc::new(Notify::new());
+        let left = stirred.clone();
         let (worker, running, since) = runtime.block_on(async move {
             let connection = Connection::new(world, index, born);
             let clock = Clock::Tokio { base: wall(born), since: Instant::now() };
@@ -202,18 +239,17 @@ impl Site {
             let (working, since) = (worker.clone(), Instant::now());
             let running = tokio::spawn(async move {
                 working.run(Arc::new(connection), &tokio::runtime::Handle::current()).await;
+                left.notify_one();
             });
             (worker, running, since)
         });
-        self.processes.push(Process { index, runtime, running, worker, shutdown, born, since });
+        self.processes.push(Process { index, runtime, running, worker, shutdown, stirred, born, since });
     }
 
-    /// Lets a worker run until `until`; one that is stopped does nothing, and finds its clock moved afterwards.
-    fn advance(&self, index: usize, until: u64) {
+    /// Lets a worker run until `until`, or until it stirs; says until when it ran. One that was stopped finds its clock
+    /// moved.
+    fn advance(&self, index: usize, until: u64, stirs: bool) -> u64 {
         let process = &self.processes[index];
-        if self.world.lock().workers[process.index].frozen > self.now {
-            return;
-        }
         let target = process.since + Duration::from_millis(until - process.born);
         let behind = Duration::from_millis(self.now - process.born);
         process.runtime.block_on(async {
@@ -221,8 +257,13 @@ impl Site {
             if !gap.is_zero() {
                 tokio::time::advance(gap).await;
             }
-            tokio::time::sleep_until(target).await;
-        });
+            tokio::select! {
+                biased;
+                () = process.stirred.notified(), if stirs => {}
+                () = tokio::time::sleep_until(target) => {}
+            }
+            process.born + process.since.elapsed().as_millis() as u64
+        })
     }
 
     /// What died is dropped, what left is looked at.

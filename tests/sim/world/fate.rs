@@ -69,6 +69,7 @@ impl World {
 
     pub(super) fn die(&mut self, now: u64, worker: usize) {
         self.workers[worker].dead = true;
+        self.stir(now);
         for op in 0..self.ops.len() {
             if self.ops[op].worker == worker && self.ops[op].applied.is_none() && self.chance.coin() {
                 // What was sent may have left the machine or not.

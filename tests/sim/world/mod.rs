@@ -169,6 +169,8 @@ pub struct World {
     ops: Vec<Op>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     orders: Vec<Order>,
+    /// Who is told of what will happen before that moment.
+    pub watch: Option<(u64, Arc<Notify>)>,
     steps: u64,
     down: u64,
     refusing: u64,
@@ -242,6 +244,7 @@ impl World {
             ops: Vec::new(),
             events: BinaryHeap::new(),
             orders: Vec::new(),
+            watch: None,
             steps: 0,
             down: 0,
             refusing: 0,
@@ -297,6 +300,16 @@ impl World {
     fn push(&mut self, at: u64, event: Event) {
         self.steps += 1;
         self.events.push(Reverse((at, self.steps, event)));
+        self.stir(at);
+    }
+
+    /// Something happens at that moment that the driver did not know of.
+    fn stir(&self, at: u64) {
+        if let Some((until, stirred)) = &self.watch
+            && at < *until
+        {
+            stirred.notify_one();
+        }
     }
 
     /// When something happens next by itself.
