@@ -5,7 +5,7 @@
 
 /// The bugs that can be chosen, and what each does.
 #[cfg(feature = "seeded-bugs")]
-const BUGS: [(&str, &str); 42] = [
+const BUGS: [(&str, &str); 43] = [
     ("ack-before-run", "a job is acknowledged when it starts"),
     ("success-without-run", "one job in twenty is acknowledged and not run"),
     ("release-before-run", "a job is given back when it starts, and runs on"),
@@ -29,6 +29,7 @@ const BUGS: [(&str, &str); 42] = [
     ("attempt-skipped", "a retry has a number too high by one"),
     ("letter-reason", "every dead letter is called permanent"),
     ("letter-attempts", "a dead letter says one attempt more than were made"),
+    ("lost-begins", "what was lost while it waited begins"),
     ("due-early", "SQLite hands out what is due within half a second"),
     ("given-back-dropped", "SQLite forgets what is given back"),
     ("patience-forgotten", "SQLite takes the jobs of those whom a lock kept from renewing"),

@@ -115,7 +115,7 @@ impl Lane {
             succeeded: None,
         };
         for delivery in ready {
-            if !delivery.channel.leases.may_begin(delivery.token) {
+            if !delivery.channel.leases.may_begin(delivery.token) && !seeded::bug("lost-begins") {
                 self.queue.give_back(delivery);
             } else if delivery.suspect || delivery.needs_mark {
                 tokio::spawn(self.queue.pool.tasks.track_future(run_marked(self.queue.clone(), delivery)));

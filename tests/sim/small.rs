@@ -155,14 +155,6 @@ fn two_huge_messages_do_not_wait_for_each_other() {
     }
 }
 
-/// A delivery that waited for memory began although its partition had moved away meanwhile.
-#[test]
-fn what_moved_away_while_it_waited_does_not_begin() {
-    for seed in [3_302, 24_896] {
-        clean(&Schedule::from_seed(seed));
-    }
-}
-
 /// A judge that sees nothing proves nothing: a broker that delivers what it has stored as done is seen.
 #[test]
 fn the_laws_are_looked_at() {
