@@ -13,7 +13,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use super::context::{self, Change, Context};
 use super::login::{Login, Renewal};
-use super::native::{Arrived, Batch, Events, PartitionQueue, Wake};
+use super::native::{self, Arrived, Batch, Events, PartitionQueue, Wake};
 use super::topics::Ensure;
 use super::transaction::Transactor;
 use super::{names, outgoing};
@@ -229,7 +229,7 @@ impl Delay {
         for (topic, _) in &records {
             (self.ensure)(topic)?;
         }
-        let generation = consumer.group_metadata().ok_or("the group has no generation")?;
+        let generation = native::generation(consumer).ok_or("the group has no generation")?;
         let list: Vec<_> = records.iter().map(|(topic, message)| (topic.as_str(), message)).collect();
         let whole = self.transactor.write(&list, Some((&offsets, &generation))).map_err(|refusal| refusal.why)?;
         if !whole {

@@ -10,12 +10,12 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::context::Context;
 use super::load::{Choice, Ended, Load};
-use super::native::Wake;
+use super::native::{self, Wake};
 use super::partition::Partition;
 use super::state::{Generation, Shared};
 use super::topics::Ensure;
@@ -84,7 +84,7 @@ impl Mover {
             element.set_metadata(&snapshot.metadata);
         }
         drop(state);
-        let work = Work { load, offsets, generation: consumer.group_metadata() };
+        let work = Work { load, offsets, generation: native::generation(consumer) };
         if let Some(sender) = &self.sender
             && sender.send(work).is_ok()
         {

@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
@@ -365,6 +365,27 @@ fn check(error: sys::rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
     if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(error.into()) }
 }
 
+/// The consumer's place in its group, by which a transaction is fenced; `None` where it has none. One without a
+/// generation would fence nothing: brokers take it from anybody, as from clients of before KIP-447.
+pub fn generation<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<ConsumerGroupMetadata> {
+    let now = || {
+        // SAFETY: the client lives; what the call gives is null or ours, and is given back once.
+        unsafe {
+            let metadata = sys::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+            if metadata.is_null() {
+                return -1;
+            }
+            let generation = sys::rd_kafka_consumer_group_metadata_generation_id(metadata);
+            sys::rd_kafka_consumer_group_metadata_destroy(metadata);
+            generation
+        }
+    };
+    // The binding does not say which one it gives: what is the same before and after was so in between.
+    let before = now();
+    let metadata = consumer.group_metadata()?;
+    (before >= 0 && before == now()).then_some(metadata)
+}
+
 /// Gives a client the OAUTHBEARER token that a command prints.
 pub fn set_token<C: ClientContext>(client: &Client<C>, command: &str) -> Result<(), String> {
     let token = super::config::token(command).map_err(|error| error.to_string())?;
@@ -409,6 +430,17 @@ pub fn set_credentials<C: ClientContext>(client: &Client<C>, user: &str, passwor
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_no_place_in_a_group_has_nothing_to_fence_by() {
+        // Nobody is asked: it has not subscribed.
+        let config = [("bootstrap.servers", "127.0.0.1:1"), ("group.id", "g")];
+        let config: rdkafka::ClientConfig =
+            config.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let consumer: BaseConsumer = config.create().expect("it connects to nobody");
+        assert!(consumer.group_metadata().is_some(), "librdkafka gives one that fences nothing");
+        assert!(generation(&consumer).is_none());
+    }
 
     #[test]
     fn mode_18_a_header_name_that_is_not_utf8_keeps_its_bytes() {
