@@ -12,14 +12,16 @@ use crate::support::proxy::{Cut, Proxy, Toward};
 use crate::support::{port, tool, wait};
 
 /// A broker that some reach directly, and some through a proxy.
-struct Site {
+pub struct Site {
     _kafka: Kafka,
-    proxy: Proxy,
+    /// Between the broker and those who may be cut off.
+    pub proxy: Proxy,
     direct: String,
 }
 
 impl Site {
-    fn new() -> Option<Self> {
+    /// `None`: Kafka is not here.
+    pub fn new() -> Option<Self> {
         let (proxy, cut) = (Proxy::to(0), port::free());
         let lines = format!(
             "listeners=PLAINTEXT://127.0.0.1:PORT,CUT://127.0.0.1:{cut},CONTROLLER://127.0.0.1:CONTROLLER_AT\n\
@@ -34,7 +36,7 @@ impl Site {
     }
 
     /// In one namespace, who may be cut off and who may not.
-    fn desks(&self) -> [Desk; 2] {
+    pub fn desks(&self) -> [Desk; 2] {
         let first = Desk::at(format!("kafka://{}", self.proxy.host()));
         let mut second = first.again();
         second.address = self.direct.clone();
@@ -42,7 +44,7 @@ impl Site {
     }
 
     /// Nobody comes through any more.
-    fn part(&self) {
+    pub fn part(&self) {
         self.proxy.refuse();
         self.proxy.cut(Cut::Reset);
     }

@@ -28,6 +28,8 @@ mod modes;
 
 mod killed;
 
+mod behind;
+
 mod storm;
 
 mod protocol;

@@ -139,6 +139,9 @@ impl Settings {
                 .set("session.timeout.ms", session.to_string())
                 .set("heartbeat.interval.ms", (session / 10).clamp(500, 3_000).to_string());
         }
+        // Its log says when it joins its group: see `Context`.
+        let debug = config.get("debug").map_or_else(|| "consumer".to_owned(), |set| format!("{set},consumer"));
+        config.set("debug", debug).set_log_level(RDKafkaLogLevel::Debug);
         if let Some(instance) = &self.options.instance_id {
             config.set("group.instance.id", format!("{instance}-{group}"));
         }

@@ -40,6 +40,10 @@ pub struct Context {
     refused: Mutex<Option<String>>,
     /// What a person might look at where nobody answers.
     hint: Mutex<Option<&'static str>>,
+    /// We join the group, or wait for its leader to say who gets what.
+    joining: AtomicBool,
+    /// The last commit was sent while our own join was on its way.
+    behind: AtomicBool,
     token_command: Option<String>,
 }
 
@@ -57,6 +61,29 @@ impl Context {
     /// From now on partitions are given back without asking, and none is taken.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
+    }
+
+    /// Whether we join the group just now. The broker answers the requests of one connection one after the other, and a
+    /// join waits for all members: a commit would wait behind it.
+    pub fn is_joining(&self) -> bool {
+        self.joining.load(Ordering::Acquire)
+    }
+
+    /// Whether the last commit was sent behind our own join: when that is answered the group has a new generation, in
+    /// which the commit is refused. One that waits behind a synchronisation is of the generation that comes of it, and
+    /// will be taken.
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Acquire)
+    }
+
+    /// Takes from librdkafka's own log what it tells in no other way. Where a line is not there any more, commits are
+    /// later and nothing else.
+    fn read(&self, facility: &str, text: &str) {
+        if facility == "JOIN" && text.contains("Joining group ") {
+            self.joining.store(true, Ordering::Release);
+        } else if facility == "COMMIT" && text.contains("Committing offsets ") {
+            self.behind.store(text.contains(" in join-state wait-join"), Ordering::Release);
+        }
     }
 
     /// Whether no broker answers.
@@ -84,7 +111,10 @@ impl ClientContext for Context {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.read(facility, text);
         match level {
+            // Several a second, for our own use.
+            RDKafkaLogLevel::Debug if facility == "COMMIT" => tracing::trace!(facility, text, "librdkafka says"),
             RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
                 tracing::debug!(facility, text, "librdkafka says");
             }
@@ -134,6 +164,8 @@ fn plain(reason: &str) -> &str {
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        // The next join begins when this is answered, not earlier.
+        self.joining.store(false, Ordering::Release);
         let assigned = kind == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.closing.load(Ordering::Acquire) {
             if assigned {
@@ -211,5 +243,28 @@ fn one_by_one(all: &TopicPartitionList, what: &str, call: impl Fn(&TopicPartitio
     }
     if let Err(error) = call(&TopicPartitionList::new()) {
         tracing::debug!(%error, what, "nothing waits for it any more");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_is_known_to_wait_behind_a_join_and_not_behind_what_follows_it() {
+        let context = Context::new(None);
+        let say = |facility: &str, text: &str| context.log(RDKafkaLogLevel::Debug, facility, text);
+        let commit = |state: &str| {
+            let text = "GroupCoordinator/1: Committing offsets for 2 partition(s) with generation-id 4 in join-state";
+            say("COMMIT", &format!("[thrd:main]: {text} {state}: manual"));
+            context.is_behind()
+        };
+        assert!(!context.is_joining() && !commit("steady"));
+        say(
+            "JOIN",
+            "[thrd:main]: GroupCoordinator/1: Joining group \"n.q\" with 2 subscribed topic(s) and member id \"\"",
+        );
+        assert!(context.is_joining() && commit("wait-join"));
+        assert!(!commit("wait-sync"));
     }
 }

@@ -26,9 +26,10 @@ use crate::message::{Binding, record};
 
 /// Commits are at most this far behind.
 const COMMIT_EVERY: Duration = Duration::from_millis(100);
-/// A commit that has no answer after so long waits behind our own member's join, which waits for as long as a dead
-/// member's session lasts: brokers answer the requests of one connection one after the other. Until it is answered the
-/// mover commits, whose connections are its own.
+/// After so long without an answer a commit waits behind our own member's join, where it was sent behind one, which
+/// waits for as long as a dead member's session lasts: brokers answer the requests of one connection one after the
+/// other. It comes to nothing, and until it is answered the mover commits, whose connections are its own. Any other
+/// commit that has no answer yet may still be taken, and would put back what was committed meanwhile.
 const STALLED: Duration = Duration::from_millis(400);
 /// So long a partition is full before the broker is told to send nothing. What is not read is not fetched either; a
 /// pause frees what was read ahead, and has it fetched again: where jobs are slow it must be rare.
@@ -99,8 +100,8 @@ struct Drain {
 struct Flight {
     snapshots: Vec<(u64, Snapshot)>,
     since: Instant,
-    /// It was given up: what it says is committed otherwise meanwhile. Where its answer comes after all, it may have
-    /// put back what was committed since, so that all of it is committed once more.
+    /// It was given up: what it says is committed otherwise meanwhile. Where it is taken after all (a coordinator that
+    /// was lost has it sent anew), all of it is committed once more.
     stalled: bool,
 }
 
@@ -240,9 +241,11 @@ impl Running {
             wait = wait.min(state::until(&self.setup.shared.clock, due));
         }
         if self.setup.shared.state.lock().partitions.values().any(Partition::dirty) && !self.committing() {
-            wait = wait.min(COMMIT_EVERY.saturating_sub(self.last_commit.elapsed()));
+            let next = COMMIT_EVERY.saturating_sub(self.last_commit.elapsed());
+            // The mover may be resting, or be denied transactions.
+            wait = wait.min(if self.moves_all() { next.max(Duration::from_millis(20)) } else { next });
         }
-        if let Some(flight) = self.in_flight.as_ref().filter(|flight| !flight.stalled) {
+        if let Some(flight) = self.in_flight.as_ref().filter(|flight| !flight.stalled && self.context.is_behind()) {
             wait = wait.min(STALLED.saturating_sub(flight.since.elapsed()));
         }
         if !self.drains.is_empty() || !self.pending.is_empty() || !self.moved.is_empty() {
@@ -513,7 +516,7 @@ impl Running {
             self.setup.shared.arrived.notify_one();
         }
         if let Some(flight) = &mut self.in_flight {
-            if !flight.stalled && flight.since.elapsed() >= STALLED {
+            if !flight.stalled && flight.since.elapsed() >= STALLED && self.context.is_behind() {
                 flight.stalled = true;
                 tracing::debug!(group = self.setup.work, "a commit hangs; the mover commits until it is answered");
                 let mut state = self.setup.shared.state.lock();
@@ -523,6 +526,10 @@ impl Running {
                     }
                 }
             }
+            return;
+        }
+        if self.context.is_joining() {
+            // It would wait for everybody: the mover commits.
             return;
         }
         let elapsed = self.last_commit.elapsed();
@@ -577,11 +584,16 @@ impl Running {
         self.in_flight.as_ref().is_some_and(|flight| !flight.stalled)
     }
 
+    /// Whether the mover commits, because the consumer's own commits would wait.
+    fn moves_all(&self) -> bool {
+        self.in_flight.is_some() || self.context.is_joining()
+    }
+
     fn move_records(&mut self) {
         let now = Instant::now();
         let last = |partition: &Partition| leaves(&self.drains, partition, now);
         let committing = self.committing();
-        let all = self.in_flight.is_some() && !committing && self.last_commit.elapsed() >= COMMIT_EVERY;
+        let all = self.moves_all() && !committing && self.last_commit.elapsed() >= COMMIT_EVERY;
         let (shared, limit) = (&self.setup.shared, self.metadata_limit);
         if self.setup.mover.step(shared, &self.consumer, limit, committing, all.then_some(&last)) {
             self.last_commit = now;
