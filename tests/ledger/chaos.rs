@@ -8,7 +8,7 @@ use crate::conformance::subject::{self, Subject};
 use crate::support::tool;
 
 /// Workers that work beside each other.
-const WORKERS: usize = 3;
+pub(super) const WORKERS: usize = 3;
 
 /// How often something is broken in a short story: a third of `times` where what a dead worker had waits long.
 fn few<S: Subject>(times: usize) -> usize {
@@ -109,30 +109,6 @@ fn nothing_is_lost_in_two_kills_on_kafka() {
     if let Some(site) = staffed::<subject::Kafka>(seed()) {
         killed(site, 200, 2);
     }
-}
-
-/// Workers and servers die in turn: ten of them to one.
-#[cfg(feature = "nats")]
-#[test]
-fn nothing_is_lost_in_a_hundred_kills_and_ten_of_the_server_on_nats() {
-    if !tool::full() {
-        return;
-    }
-    let Some(mut site) = site::<subject::Nats>(seed()) else { return };
-    for round in 1..=100 {
-        site.publish(150, 50);
-        let more = site.random.usize(1..=200);
-        site.advance(more, Duration::from_secs(60));
-        let victim = site.random.usize(..site.workers());
-        site.kill(victim);
-        site.start();
-        if round % 10 == 0 {
-            assert!(site.restart_broker(), "there is a server to kill");
-        }
-    }
-    let verdict = site.verdict(Duration::from_secs(900));
-    clean(&verdict);
-    assert!(verdict.explained > 0, "so many kills hit something: {verdict}");
 }
 
 macro_rules! stories {

@@ -244,16 +244,20 @@ pub fn judge(story: &Story) -> Verdict {
     let mut verdict =
         Verdict { runs: runs.values().map(Vec::len).sum(), letters: story.letters.len(), ..Verdict::default() };
     let mut known = HashSet::new();
+    let mut kept_of: HashMap<(&str, u64), Vec<&Letter>> = HashMap::new();
+    for letter in &story.letters {
+        kept_of.entry((&letter.queue, letter.number)).or_default().push(letter);
+    }
     for job in &story.jobs {
         let id = (job.queue.clone(), job.number);
         let runs = runs.get(&id).map_or(&[][..], Vec::as_slice);
-        let letters: Vec<_> = letters(story, job).collect();
-        ending(story, job, runs, &letters, &mut verdict);
+        let letters = kept_of.get(&(job.queue.as_str(), job.number)).map_or(&[][..], Vec::as_slice);
+        ending(story, job, runs, letters, &mut verdict);
         again(story, job, runs, &mut verdict);
-        attempts(story, job, runs, &letters, &mut verdict);
+        attempts(story, job, runs, letters, &mut verdict);
         early(story, job, runs, &mut verdict);
         owners(story, job, runs, &mut verdict);
-        kept(job, &letters, &mut verdict);
+        kept(job, letters, &mut verdict);
         known.insert(id);
     }
     order(story, &runs, &mut verdict);
@@ -359,10 +363,6 @@ fn asleep_since(story: &Story, list: &[Run], run: &Run) -> Option<u64> {
     let slept = story.faults.iter().find(thawed)?;
     let meanwhile = |other: &Run| other.attempt >= run.attempt && (slept.from..run.start).contains(&other.start);
     list.iter().any(meanwhile).then_some(slept.from)
-}
-
-fn letters<'a>(story: &'a Story, job: &'a Job) -> impl Iterator<Item = &'a Letter> {
-    story.letters.iter().filter(move |letter| letter.number == job.number && letter.queue == job.queue)
 }
 
 /// How many runs a fault met: those that were going on when it came, or had ended and were possibly unconfirmed.

@@ -4,8 +4,8 @@
 //!
 //! [`record`] is what handlers write (the worker is `worker.rs`, a binary of its own); [`judge`] is a pure function
 //! over what was published, what was written and what was broken on purpose; [`story`] makes all three with real
-//! processes; [`chaos`] are the stories, [`trouble`] those of clocks, disks, connections and rude
-//! handlers, [`torment`] draws its own by a seed; [`seeded`] shows that each rule catches the bug that it is there for.
+//! processes; [`chaos`] are the stories, [`kills`] the one of a thousand deaths, [`trouble`]
+//! those of clocks, disks, connections and rude handlers, [`torment`] draws its own by a seed; [`seeded`] shows that each rule catches the bug that it is there for.
 //!
 //! The stories need the worker's binary, which the feature `seeded-bugs` builds: `scripts/test ledger`, or
 //! `cargo test --features seeded-bugs --test it ledger`. A new broker is a line in [`chaos`].
@@ -20,6 +20,9 @@ mod story;
 
 #[cfg(feature = "seeded-bugs")]
 mod chaos;
+
+#[cfg(feature = "seeded-bugs")]
+mod kills;
 
 #[cfg(feature = "seeded-bugs")]
 mod trouble;

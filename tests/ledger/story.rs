@@ -48,6 +48,10 @@ pub struct Site<S: Subject> {
     ledger: File,
     story: Story,
     ended: HashSet<(String, u64)>,
+    /// Runs that began, of all chapters.
+    begun: usize,
+    /// Jobs of the chapters that were judged.
+    judged: u64,
     next: u64,
     /// Before this the broker is not asked again what it holds: asking costs some of them much.
     rests: Instant,
@@ -99,6 +103,8 @@ impl<S: Subject> Site<S> {
             bug,
             story: Story { rules, ..Story::default() },
             ended: HashSet::new(),
+            begun: 0,
+            judged: 0,
             next: 1,
             rests: Instant::now(),
         }
@@ -283,8 +289,9 @@ impl<S: Subject> Site<S> {
         let records = record::read(&mut self.ledger).expect("the ledger can be read");
         let done = records.iter().filter(|record| record.what == What::Done);
         self.ended.extend(done.map(|record| (record.queue.clone(), record.job)));
+        self.begun += records.iter().filter(|record| record.what == What::Start).count();
         self.story.records.extend(records);
-        self.story.records.iter().filter(|record| record.what == What::Start).count()
+        self.begun
     }
 
     /// Waits until so many more runs have begun, or nothing is left to run. Where they do not begin by the deadline
@@ -316,7 +323,8 @@ impl<S: Subject> Site<S> {
         }
         let (left, dead) = self.held();
         self.rests = Instant::now() + begun.elapsed() * 5;
-        left.values().all(|left| *left == 0) && self.ended.len() as u64 + dead >= self.story.jobs.len() as u64
+        let published = self.judged + self.story.jobs.len() as u64;
+        left.values().all(|left| *left == 0) && self.ended.len() as u64 + dead >= published
     }
 
     /// What the broker holds of each queue, and dead letters in all.
@@ -334,35 +342,62 @@ impl<S: Subject> Site<S> {
     /// Waits until every job has ended, lets the workers leave, and judges. What has not ended by the deadline is
     /// the judge's to say.
     pub fn verdict(mut self, deadline: Duration) -> Verdict {
+        let (verdict, _) = self.chapter(deadline);
+        self.runtime.block_on(self.broker.close());
+        verdict
+    }
+
+    /// The same, and the story goes on with nobody working: what was judged is forgotten but by the broker, so that a
+    /// run of it in a later chapter is one of something unknown. Also whether everything had ended; where not, there is
+    /// nothing to go on with.
+    pub fn chapter(&mut self, deadline: Duration) -> (Verdict, bool) {
         self.settle(deadline);
         self.rests = Instant::now();
-        let stuck = !self.is_settled();
-        while !self.workers.is_empty() && !stuck {
+        let settled = self.is_settled();
+        while !self.workers.is_empty() && settled {
             self.drain(0);
         }
         let tails: Vec<String> = self.workers.iter().map(|worker| worker.process.tail()).collect();
         self.story.left = self.held().0;
         self.workers.clear();
         self.runs();
-        self.story.letters = self.runtime.block_on(letters(&*self.broker));
-        self.runtime.block_on(self.broker.close());
+        let first = self.story.jobs.first().map_or(self.next, |job| job.number);
+        self.story.letters = self.runtime.block_on(letters(&*self.broker, first));
         let verdict = judge::judge(&self.story);
         eprintln!("{verdict}");
-        if stuck || !verdict.findings.is_empty() {
+        if !settled || !verdict.findings.is_empty() {
             tails.iter().take(1).for_each(|tail| eprintln!("{tail}"));
             // What is no line of the log is a panic.
             let odd = tails.iter().skip(1).flat_map(|tail| tail.lines()).filter(|line| !line.starts_with('{'));
             odd.for_each(|line| eprintln!("{line}"));
         }
-        if std::env::var_os(LOG).is_some() {
-            let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().expect("a temporary folder"));
-            eprintln!("what the workers wrote is in {}", dir.keep().display());
+        self.judged += self.story.jobs.len() as u64;
+        self.story = Story { rules: self.story.rules.clone(), ..Story::default() };
+        (verdict, settled)
+    }
+
+    /// Removes what the workers wrote so far, none of whom may be working.
+    pub fn forget_logs(&self) {
+        let entries = std::fs::read_dir(self.dir.path()).expect("its own folder").map(|entry| entry.expect("an entry"));
+        for path in entries.map(|entry| entry.path()) {
+            if path.extension().is_some_and(|end| end == "out" || end == "err") {
+                std::fs::remove_file(path).expect("a file of its own");
+            }
         }
-        verdict
     }
 }
 
-async fn letters(broker: &dyn Broker) -> Vec<Letter> {
+impl<S: Subject> Drop for Site<S> {
+    fn drop(&mut self) {
+        if std::env::var_os(LOG).is_some() {
+            self.dir.disable_cleanup(true);
+            eprintln!("what the workers wrote is in {}", self.dir.path().display());
+        }
+    }
+}
+
+/// The dead letters of the jobs from this number on. What has none, or none that can be read, is of all chapters.
+async fn letters(broker: &dyn Broker, first: u64) -> Vec<Letter> {
     let dead = broker.dead_letters();
     let listed = dead.list(LetterQuery { oldest_first: true, ..LetterQuery::default() });
     let letters = listed.map(|letter| {
@@ -379,7 +414,8 @@ async fn letters(broker: &dyn Broker) -> Vec<Letter> {
             body: letter.message.body.as_deref().unwrap_or_default().to_vec(),
         }
     });
-    letters.collect().await
+    let letters: Vec<Letter> = letters.collect().await;
+    letters.into_iter().filter(|letter| letter.number >= first || letter.number == 0).collect()
 }
 
 /// What a job is to do, and how it therefore ends.
