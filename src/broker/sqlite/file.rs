@@ -7,7 +7,7 @@ use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use super::super::{Error, Options, Role};
-use super::{fault, schema};
+use super::{fault, patience, schema};
 
 /// Where a database is, and what may be done there.
 #[derive(Clone, Debug)]
@@ -142,6 +142,7 @@ impl Target {
 
     async fn set_up(&self, connection: &mut SqliteConnection) -> Result<(), Error> {
         let said = |error: sqlx::Error| fault::explain(&error, &self.path);
+        patience::wait_evenly(connection, self.timeout).await.map_err(said)?;
         let new = std::fs::metadata(&self.path).map_or(true, |meta| meta.len() == 0);
         if new {
             if !self.may_create {

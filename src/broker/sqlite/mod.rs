@@ -23,6 +23,7 @@ mod inspect;
 mod letter;
 mod letters;
 mod machine;
+mod patience;
 mod peer;
 mod publish;
 mod register;
