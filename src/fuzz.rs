@@ -52,13 +52,13 @@ pub const TARGETS: &[Target] = &[
             br#"{"id":"a","reason":"crashed","body":"","record":{"headers":[["a","Yg=="],["a","Yw=="]]}}"#,
         ],
     },
-    #[cfg(feature = "kafka")]
+    #[cfg(any(feature = "kafka", feature = "fuzz"))]
     Target {
         name: "commit_metadata",
         look: crate::broker::fuzz::commit_metadata,
         examples: &[b"windlass1:AAAAAAcBAA", b"windlass1:", b"someone else's"],
     },
-    #[cfg(feature = "kafka")]
+    #[cfg(any(feature = "kafka", feature = "fuzz"))]
     Target {
         name: "kafka_headers",
         look: crate::broker::fuzz::kafka_headers,

@@ -26,7 +26,7 @@ pub fn address(text: &str) {
 }
 
 /// Metadata of a commit: what can be read is the same once more.
-#[cfg(feature = "kafka")]
+#[cfg(any(feature = "kafka", feature = "fuzz"))]
 pub fn commit_metadata(input: &[u8]) {
     use super::kafka::memo::{LIMIT, Memo};
     let text = String::from_utf8_lossy(input);
@@ -48,7 +48,7 @@ pub fn commit_metadata(input: &[u8]) {
 }
 
 /// An origin in the first line, and headers that other tools write.
-#[cfg(feature = "kafka")]
+#[cfg(any(feature = "kafka", feature = "fuzz"))]
 pub fn kafka_headers(input: &[u8]) {
     use super::kafka::outgoing;
     use crate::message::record::{Dead, Record};

@@ -96,7 +96,7 @@ fn killed<S: Subject>() {
         if !settled {
             break;
         }
-        if verdict.findings.is_empty() {
+        if sum.wrong.is_empty() {
             site.forget_logs();
         }
     }

@@ -4,6 +4,7 @@
 //! Spring Kafka's `DeadLetterPublishingRecoverer` (partition as four bytes, offset and timestamp as eight, big-endian)
 //! and those of KIP-1191 (text).
 
+#[cfg(feature = "kafka")]
 use rdkafka::message::{Header, OwnedHeaders};
 
 use crate::message::headers::Builder;
@@ -15,6 +16,7 @@ use crate::message::{Headers, Message, QueueName};
 pub const DESTINATION: &str = "retry_topic-windlass-queue";
 
 /// In librdkafka's form.
+#[cfg(feature = "kafka")]
 pub fn headers(headers: &Headers) -> OwnedHeaders {
     headers.iter().fold(OwnedHeaders::new_with_capacity(8), |owned, (key, value)| {
         // Names end at a NUL on the wire of no client; the binding would panic.
