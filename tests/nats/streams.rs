@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use windlass::broker::{self, Disposition, NatsOptions, Role, Settled, Severity, Start, Trouble};
+use windlass::broker::{
+    self, Destination, Disposition, NatsOptions, Publication, Role, Settled, Severity, Start, Trouble,
+};
+use windlass::message::{Message, Topic};
 
 use super::kit::{self, Behind, connect, open, options, publish, queue, run, unopened};
 use crate::support::nats::{Nats, Release};
@@ -199,6 +202,37 @@ fn a_durable_that_is_removed_is_made_anew_where_nothing_runs_again() {
         work.stored(third, Disposition::Ack).await;
         let left = behind.api("STREAM.INFO.ORDERS", Value::Null).await["state"]["messages"].clone();
         assert_eq!(left, 0);
+        broker.close().await;
+    });
+}
+
+/// The server drops what bears the message id of something it stored a moment ago. That must be the same event.
+#[test]
+fn an_event_is_told_from_others_by_its_topic_source_and_id() {
+    let Some(server) = Nats::start(Release::New) else { return };
+    run(async {
+        let invoice = queue("invoice", &["made", "paid"]);
+        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
+        let mut work = open(&broker, &invoice).await;
+        let publish = async |topic: &str, source: &str, id: &str| {
+            let headers = [("ce-specversion", "1.0"), ("ce-id", "e-1"), ("ce-type", "t"), ("ce-source", source)];
+            let message =
+                Message { headers: headers.into_iter().collect(), body: Some("{}".into()), ..Message::default() };
+            let destination = Destination::Topic(Topic::new(topic).expect("a topic"));
+            let publication = Publication { destination, message, id: id.to_owned(), allow_unheard: false };
+            broker.publisher().publish(vec![publication]).await.remove(0).expect("stored")
+        };
+        let first = publish("made", "/shop", "e-1").await;
+        let others = [("paid", "/shop", "e-1"), ("made", "/bank", "e-1"), ("made", "/shop", "e-1\r\nX: 1")];
+        for (topic, source, id) in others {
+            assert_ne!(publish(topic, source, id).await.id, first.id, "{topic} {source} {id}");
+        }
+        // One that is published twice is stored once within the stream's window.
+        assert_eq!(publish("made", "/shop", "e-1").await.id, first.id);
+        for delivery in work.take(4).await {
+            work.stored(delivery, Disposition::Ack).await;
+        }
+        assert!(work.within(1, Duration::from_millis(200)).await.is_empty());
         broker.close().await;
     });
 }

@@ -106,7 +106,8 @@ impl NatsPublisher {
         }
         let mut headers = wire::headers_out(&publication.message.headers).map_err(Error::Rejected)?;
         if headers.get(header::MESSAGE_ID).is_none() {
-            headers.insert(header::MESSAGE_ID, publication.id.as_str());
+            let source = publication.message.headers.get_str_ignore_case("ce-source").unwrap_or_default();
+            headers.insert(header::MESSAGE_ID, names::published(topic.as_str(), source, &publication.id).as_str());
         }
         let body = publication.message.body.clone().unwrap_or_default();
         let deadline = Instant::now() + self.0.options.timeout;
