@@ -659,14 +659,15 @@ pub(crate) fn may_forget(queue: &QueueName, workers: u64, jobs: u64, even_with_j
     Ok(())
 }
 
-/// The address without its password.
+/// The address without its password, and without what stands for one: on NATS a name alone is a token.
 pub fn shown_address(address: &str) -> String {
     let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
     match rest.rsplit_once('@') {
-        Some((user, host)) if scheme != "sqlite" => {
-            let user = user.split_once(':').map_or(user, |(name, _)| name);
-            format!("{scheme}://{user}@{host}")
-        }
+        Some((user, host)) if scheme != "sqlite" => match user.split_once(':') {
+            Some((name, _)) => format!("{scheme}://{name}@{host}"),
+            None if matches!(scheme, "nats" | "nats+tls" | "tls") => format!("{scheme}://***@{host}"),
+            None => format!("{scheme}://{user}@{host}"),
+        },
         _ => address.to_owned(),
     }
 }
