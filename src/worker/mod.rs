@@ -29,6 +29,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use admission::Admission;
 use handle::{Control, QueueState, Running};
 use pool::{Pool, Queue};
@@ -46,6 +48,8 @@ use crate::time::Clock;
 const LEAVE_WITHIN: Duration = Duration::from_millis(1_800);
 /// What a second signal leaves for giving back.
 const FORCED_WITHIN: Duration = Duration::from_millis(60);
+/// What is left for a last word to the broker that is on its way already.
+const SIGN_OFF: Duration = Duration::from_millis(100);
 
 /// What a worker needs to know; see INTERFACE 2 `[worker]`.
 #[derive(Clone, Debug)]
@@ -111,7 +115,8 @@ impl Worker {
 
     /// Works until the shutdown's intake token is cancelled, then drains. `io` is the runtime of broker I/O.
     pub async fn run(&self, broker: Arc<dyn Broker>, io: &tokio::runtime::Handle) {
-        let presence = io.spawn(presence::run(self.clone(), broker.inspect()));
+        let left = CancellationToken::new();
+        let mut presence = io.spawn(presence::run(self.clone(), broker.inspect(), left.clone()));
         let watch = io.spawn(watch::run(self.clone(), broker));
         let mut lanes = tokio::task::JoinSet::new();
         let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -130,7 +135,10 @@ impl Worker {
             }
         }
         self.drain().await;
-        presence.abort();
+        left.cancel();
+        if tokio::time::timeout(SIGN_OFF, &mut presence).await.is_err() {
+            presence.abort();
+        }
         watch.abort();
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 use super::Worker;
 use crate::broker::Inspect;
@@ -12,13 +13,18 @@ use crate::telemetry::events;
 /// How often dead letters that were kept long enough are removed.
 const EXPIRE_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs until it is aborted, on the runtime of broker I/O.
-pub async fn run(worker: Worker, inspect: Arc<dyn Inspect>) {
+/// Runs until `left`, on the runtime of broker I/O. What is on its way then is waited for: who is cut off between
+/// saying that it is there and noting it has nothing to withdraw.
+pub async fn run(worker: Worker, inspect: Arc<dyn Inspect>, left: CancellationToken) {
     let mut ticks = interval((worker.config.lease / 3).max(Duration::from_millis(100)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut expired_at = Instant::now();
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            biased;
+            () = left.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
         if let Err(error) = inspect.present(&worker.presence()).await {
             events::PresenceFailed { error: &error }.emit();
         }

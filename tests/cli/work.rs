@@ -134,3 +134,15 @@ fn dev_does_not_wait_an_hour_for_a_retry() {
     assert_eq!(left.out.trim(), "{\"done\":0,\"retried\":1,\"dead\":0}", "{left:?}");
     assert_eq!(place.figure("hopeless", "retrying"), 1);
 }
+
+/// Whoever has left in good order is counted no more.
+#[cfg(feature = "nats")]
+#[test]
+fn bursts_leave_no_workers_behind() {
+    let Some(server) = crate::support::nats::Nats::start(crate::support::nats::Release::New) else { return };
+    let place = Place::with(&format!("broker = \"{}\"\n[queues.log]\n", server.url()));
+    for _ in 0..8 {
+        place.ok(["run", "--burst", "--linger", "0s", "-q"]);
+        assert_eq!(place.figure("log", "workers"), 0);
+    }
+}
