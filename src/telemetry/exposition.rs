@@ -34,7 +34,7 @@ const FAMILIES: [(&str, Kind, &str); 24] = [
     ("windlass_redeliveries_total", Kind::Counter, "Deliveries of what had been handed out before."),
     ("windlass_in_flight", Kind::Gauge, "Jobs running in this process."),
     ("windlass_slots", Kind::Gauge, "Jobs that may run at once in this process."),
-    ("windlass_bytes_in_flight", Kind::Gauge, "Bytes of payload in hand in this process."),
+    ("windlass_bytes_in_flight", Kind::Gauge, "Bytes of payload of this queue in hand in this process."),
     ("windlass_unconfirmed", Kind::Gauge, "Jobs that ended and whose settlement the broker has not confirmed."),
     ("windlass_head_age_seconds", Kind::Gauge, "How long the job has been there that everything behind it waits for."),
     ("windlass_head_span", Kind::Gauge, "How far behind that job was read."),

@@ -116,6 +116,7 @@ impl Admission {
     }
 
     /// Bytes in flight.
+    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes
     }

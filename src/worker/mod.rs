@@ -226,7 +226,7 @@ impl Control for Worker {
                 name: queue.name().clone(),
                 slots: limit,
                 in_flight,
-                bytes_in_flight: self.pool.admission(|a| a.bytes()),
+                bytes_in_flight: queue.bytes(),
                 unconfirmed: queue.unconfirmed(),
                 paused,
                 consuming: queue.consuming.load(Ordering::Acquire),

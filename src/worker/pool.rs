@@ -130,6 +130,7 @@ pub struct Queue {
     pub pool: Arc<Pool>,
     hand: Mutex<Hand>,
     unconfirmed: AtomicUsize,
+    bytes: AtomicUsize,
     /// It received, or waited in vain, since it was opened or last failed.
     pub consuming: AtomicBool,
     last_success: AtomicI64,
@@ -200,6 +201,7 @@ impl Queue {
             pool,
             hand: Mutex::default(),
             unconfirmed: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
             consuming: AtomicBool::new(false),
             last_success: AtomicI64::new(0),
             pause: Mutex::new(None),
@@ -315,6 +317,7 @@ impl Queue {
         // Before another lane can take them: what is started must have been received.
         let bytes = deliveries.iter().map(|delivery| delivery.message.size()).sum();
         self.pool.admission(|admission| admission.add_bytes(bytes));
+        self.meter.set_bytes_in_flight(self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes);
         let now = Instant::now();
         {
             let mut hand = self.hand.lock();
@@ -341,7 +344,6 @@ impl Queue {
         if count < jobs {
             self.pool.wake();
         }
-        self.meter.set_bytes_in_flight(self.pool.admission(|admission| admission.bytes()));
     }
 
     /// A handler has ended, or what was in hand was given back: its lane has one less.
@@ -365,7 +367,17 @@ impl Queue {
         if delivery.suspect {
             self.suspect_done();
         }
-        self.pool.remove_bytes(delivery.message.size());
+        self.remove_bytes(delivery.message.size());
+    }
+
+    fn remove_bytes(&self, bytes: usize) {
+        self.meter.set_bytes_in_flight(self.bytes.fetch_sub(bytes, Ordering::AcqRel) - bytes);
+        self.pool.remove_bytes(bytes);
+    }
+
+    /// Of payload in hand: received, and not yet settled.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// A suspect's run has ended, one way or the other.
@@ -384,7 +396,7 @@ impl Queue {
     pub fn settled(&self, count: usize, bytes: usize) {
         let left = self.unconfirmed.fetch_sub(count, Ordering::AcqRel) - count;
         self.meter.set_unconfirmed(left);
-        self.pool.remove_bytes(bytes);
+        self.remove_bytes(bytes);
     }
 
     /// Finished and not confirmed.
