@@ -113,6 +113,9 @@ pub(super) async fn list(
     let selector = wanted.selector(context.clock().now())?;
     let dead = context.require_broker()?.dead_letters();
     let mut page = page(&*dead, &queue, &selector, after, size + 1).await?;
+    if page.is_empty() {
+        check_known(&context, &queue).await?;
+    }
     let more = page.len() > size;
     page.truncate(size);
     let next = page.last().filter(|_| more).map(|(cursor, _)| cursor.to_text());
@@ -196,7 +199,11 @@ pub(super) async fn groups(
 ) -> Result<Json<Groups>, Problem> {
     let selector = wanted.selector(context.clock().now())?;
     let dead = context.require_broker()?.dead_letters();
-    Ok(Json(Groups { groups: selector::groups(&*dead, Some(&queue), &selector).await? }))
+    let groups = selector::groups(&*dead, Some(&queue), &selector).await?;
+    if groups.is_empty() {
+        check_known(&context, &queue).await?;
+    }
+    Ok(Json(Groups { groups }))
 }
 
 #[utoipa::path(get, path = "/api/v1/queues/{queue}/dlq/{id}", tag = "dead letters",
@@ -271,17 +278,26 @@ pub(super) async fn export(
     let dead = context.require_broker()?.dead_letters();
     let (sender, mut lines) = mpsc::channel(8);
     // Its fate: it ends with the letters, or when the client is gone and nobody receives.
-    tokio::spawn(lines_of(dead, queue, selector, sender));
+    tokio::spawn(lines_of(dead, queue.clone(), selector, sender));
     // The first line decides the status: what cannot be listed at all is a problem, not a torn answer.
     let first = match lines.recv().await {
         Some(Err(error)) => return Err(error.into()),
         Some(Ok(line)) => Some(Ok(line)),
-        None => None,
+        None => {
+            check_known(&context, &queue).await?;
+            None
+        }
     };
     let rest =
         futures_util::stream::unfold(lines, |mut lines| async move { lines.recv().await.map(|line| (line, lines)) });
     let body = Body::from_stream(futures_util::stream::iter(first).chain(rest));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body))
+}
+
+/// Nothing was found: is that because there is no such queue?
+pub(super) async fn check_known(context: &Context, queue: &QueueName) -> Result<(), Problem> {
+    let inspect = context.require_broker()?.inspect();
+    Ok(inspect.status(std::slice::from_ref(queue)).await.map(drop)?)
 }
 
 async fn lines_of(

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Context;
 use super::extract::{Asked, InQueue, Json as Payload};
-use super::letters::Wanted;
+use super::letters::{Wanted, check_known};
 use super::problem::Problem;
 use crate::broker::letter::Line;
 use crate::broker::redrive::{Deed, Ended, Progress, Rate, Selection, carry_out};
@@ -166,6 +166,9 @@ async fn change(context: &Context, queue: &QueueName, order: Order, deed: Deed) 
     }
     let dead = context.require_broker()?.dead_letters();
     let selection = Selection::decide(&*dead, queue, ids, &selector).await?;
+    if selection.is_empty() {
+        check_known(context, queue).await?;
+    }
     resolved(queue, &selection)?;
     if order.is_mended() && selection.len() != 1 {
         return Err(Problem::bad_request(format!(

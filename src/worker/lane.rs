@@ -150,8 +150,8 @@ impl Lane {
                 let wait = delivery.ready_at().until(now);
                 self.tallies[route.index].record(refused.outcome.label(), wait, Duration::ZERO);
                 let Refused { outcome, event, .. } = *refused;
-                let id = event.as_ref().map(|event| &*event.id);
-                chunk.push(conclude(&self.queue, route, delivery, &outcome, id, Duration::ZERO, now));
+                let id = refused_id(event, &delivery);
+                chunk.push(conclude(&self.queue, route, delivery, &outcome, Some(&id), Duration::ZERO, now));
                 return;
             }
         };
@@ -331,6 +331,12 @@ struct Refused {
     route: Option<Arc<Route>>,
 }
 
+/// The id that what was refused is found by: the event's; where it cannot be read, one of where it lies, which is what
+/// its publisher was told.
+fn refused_id(event: Option<Event>, delivery: &Delivery) -> String {
+    event.map_or_else(|| delivery.origin().event_id(), |event| event.id.to_string())
+}
+
 /// Decode and route: the context of a run, or the outcome of a delivery that must not run.
 fn prepare<'a>(
     queue: &'a Queue,
@@ -415,8 +421,8 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
             Err(refused) => {
                 let Refused { outcome, event, route } = *refused;
                 let route = route.as_ref().unwrap_or_else(|| queue.routes.default()).clone();
-                let id = event.as_ref().map(|event| &*event.id);
-                finish(&queue, &route, delivery, &outcome, id, start, now).await;
+                let id = refused_id(event, &delivery);
+                finish(&queue, &route, delivery, &outcome, Some(&id), start, now).await;
             }
         }
     } else {

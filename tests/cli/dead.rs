@@ -52,6 +52,35 @@ fn list_is_newest_first_and_has_the_shape() {
 }
 
 #[test]
+fn a_queue_that_is_not_there_has_no_clean_dead_letter_queue() {
+    let place = place();
+    for verb in ["list", "groups", "export"] {
+        let left = place.run(["dlq", verb, "invoise"]);
+        assert_eq!(left.code, 1, "{left:?}");
+        assert!(left.err.contains("invoice"), "the nearest is named: {left:?}");
+        place.ok(["dlq", verb, "analytics"]);
+    }
+}
+
+#[test]
+fn what_is_replayed_into_a_forgotten_queue_is_seen() {
+    let place = place();
+    place.ok(["queues", "forget", "invoice", "--yes"]);
+    place.write("windlass.toml", "broker = \"sqlite://windlass.db\"\n[queues.nightly]\njob = \"log\"\n");
+    place.ok(["dlq", "replay", "invoice", "--all", "--yes"]);
+    assert_eq!((place.figure("invoice", "ready"), place.figure("invoice", "dead")), (4.into(), 0.into()));
+}
+
+#[test]
+fn what_cannot_be_read_is_found_by_the_id_that_its_publisher_was_told() {
+    let place = Place::new();
+    let id = place.feed(["publish", "reports.finalized", "--bare"], b"\xff\xfe").out;
+    place.ok(["run", "--burst", "--linger", "1s"]);
+    let letters = place.json(["dlq", "list", "invoice", "--event", id.trim()]);
+    assert_eq!((letters.len(), &letters[0]["reason"]), (1, &"malformed".into()), "{id}: {letters:?}");
+}
+
+#[test]
 fn selectors_select() {
     let place = place();
     let list = |arguments: &[&str]| {

@@ -379,6 +379,9 @@ async fn begin(writer: &mut Writer, name: &QueueName) -> Result<(i64, i64), Erro
     let taken =
         script.add("INSERT INTO replay (queue, holder, boot, lease) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING");
     script.bind(queue).bind(holder).bind(writer.process.boot.clone()).bind(now + writer.lease.as_millis() as i64);
+    // What is replayed waits there, and must be seen: a queue that was forgotten is known again.
+    script.add("UPDATE queue SET forgotten = 0 WHERE id = ?");
+    script.bind(queue);
     let answers = script.run_whole(&mut writer.connection).await.map_err(said)?;
     if answers[taken].changed == 0 {
         return Err(Error::Unavailable(format!(

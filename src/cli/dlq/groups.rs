@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{MaybeQueue, Selectors, list};
+use super::{MaybeQueue, Selectors, list, target};
 use crate::broker::{Role, selector};
 use crate::cli::Done;
 use crate::cli::output::Paint;
@@ -35,6 +35,9 @@ pub fn run(session: Session, arguments: Arguments) -> Done {
     session.with_broker(Role::Reader, "dlq groups", async |connection: Connection| {
         let dead = connection.broker.dead_letters();
         let groups = selector::groups(&*dead, arguments.queue.name(), &arguments.selectors.selector()).await?;
+        if groups.is_empty() {
+            target::check_known(&connection, arguments.queue.name()).await?;
+        }
         let mut out = session.output();
         if session.json() {
             for group in &groups {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use futures_util::StreamExt;
 
-use super::{MaybeQueue, Selectors};
+use super::{MaybeQueue, Selectors, target};
 use crate::broker::letter::Row;
 use crate::broker::{Letter, Role};
 use crate::cli::Done;
@@ -66,6 +66,7 @@ pub fn run(session: Session, arguments: Arguments) -> Done {
         }
         out.flush()?;
         if found == 0 {
+            target::check_known(&connection, queue).await?;
             session.note("no dead letters");
         } else if !session.json() && found > shown {
             session.note(format_args!("{} more; --limit shows them", grouped((found - shown) as u64)));

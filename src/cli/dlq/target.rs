@@ -127,6 +127,14 @@ async fn only_queue(connection: &Connection, first: Option<&str>) -> Result<Queu
     }
 }
 
+/// Nothing was found: is that because there is no such queue?
+pub async fn check_known(connection: &Connection, queue: Option<&QueueName>) -> Result<(), Fault> {
+    match queue {
+        Some(queue) if !is_known(connection, queue).await? => Err(unknown(queue.as_str(), &known(connection).await?)),
+        _ => Ok(()),
+    }
+}
+
 fn unknown(word: &str, known: &[QueueName]) -> Fault {
     let near = did_you_mean(word, known.iter().map(QueueName::as_str));
     let names: Vec<&str> = known.iter().map(QueueName::as_str).collect();

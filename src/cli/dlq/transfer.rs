@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use futures_util::StreamExt;
 
-use super::{MaybeQueue, Selectors};
+use super::{MaybeQueue, Selectors, target};
 use crate::broker::letter::Line;
 use crate::broker::shape::Imported;
 use crate::broker::{DeadLetters, Letter, Role};
@@ -63,14 +63,18 @@ pub fn export(session: Session, arguments: ExportArguments) -> Done {
         let mut out = session.output();
         let bar = output::counter("exported", session.global.quiet);
         let mut left = selector.limit.unwrap_or(usize::MAX);
+        let mut is_empty = true;
         while left > 0
             && let Some(letter) = letters.next().await.transpose()?
         {
             if selector.matches(&letter) {
                 out.json(&Line::from(&letter))?;
                 bar.inc(1);
-                left -= 1;
+                (left, is_empty) = (left - 1, false);
             }
+        }
+        if is_empty {
+            target::check_known(&connection, arguments.queue.name()).await?;
         }
         out.flush()?;
         bar.finish_and_clear();
