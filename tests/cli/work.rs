@@ -135,6 +135,22 @@ fn dev_does_not_wait_an_hour_for_a_retry() {
     assert_eq!(place.figure("hopeless", "retrying"), 1);
 }
 
+#[test]
+fn a_retry_that_is_due_is_ready_and_ages() {
+    let place = Place::with(
+        "broker = \"sqlite://windlass.db\"\n[queues.hopeless]\njob = \"fail\"\nretry = { attempts = 3, first = \"2s\", jitter = 0.0 }\n",
+    );
+    place.ok(["enqueue", "hopeless", "{}"]);
+    place.ok(["run", "--burst", "--linger", "0s"]);
+    assert_eq!((place.figure("hopeless", "ready"), place.figure("hopeless", "retrying")), (0.into(), 1.into()));
+    crate::support::wait::until("it is due", std::time::Duration::from_secs(30), || {
+        place.figure("hopeless", "ready") == 1
+    });
+    assert_eq!(place.figure("hopeless", "retrying"), 0);
+    let aged = || place.run(["status", "hopeless", "--fail-if", "age>1s"]).code == 1;
+    crate::support::wait::until("it ages", std::time::Duration::from_secs(30), aged);
+}
+
 /// Whoever has left in good order is counted no more.
 #[cfg(feature = "nats")]
 #[test]

@@ -147,7 +147,7 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
          (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2), \
          (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2 AND l.class = 0 AND l.due <= ?1), \
          (SELECT min(due) FROM later l WHERE l.queue = q.id AND l.kind = 2), \
-         (SELECT l.due FROM later l WHERE l.queue = q.id AND l.class = 0 AND l.due <= ?1 AND l.kind <> 2 LIMIT 1), \
+         (SELECT min(l.due) FROM later l WHERE l.queue = q.id AND l.class = 0 AND l.due <= ?1), \
          (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2 AND l.class = 1) \
          FROM queue q"
             .replace("?1", &now.as_millis().to_string())
@@ -180,9 +180,10 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
         let workers = workers.get(&id);
         QueueStatus {
             name: text(row, 1),
-            ready: Some(count(fresh.get(&id), 1) + count(fresh.get(&id), 2) + due - due_retries + suspects),
+            ready: Some(count(fresh.get(&id), 1) + count(fresh.get(&id), 2) + due + suspects),
             running: Some(count(running.get(&id), 1)),
-            retrying: Some(retries),
+            // What is due is ready, whatever it waited for.
+            retrying: Some(retries.saturating_sub(due_retries)),
             scheduled: Some((not_due + due_retries + suspect_retries).saturating_sub(retries)),
             retry_due: later.get(&id).and_then(|row| int_or_null(row, 6)).map(Timestamp::from_millis),
             dead: Some(count(dead.get(&id), 1)),
