@@ -162,3 +162,18 @@ fn bursts_leave_no_workers_behind() {
         assert_eq!(place.figure("log", "workers"), 0);
     }
 }
+
+#[cfg(feature = "nats")]
+#[test]
+fn what_waits_for_the_first_worker_is_ready_and_ages() {
+    let Some(server) = crate::support::nats::Nats::start(crate::support::nats::Release::New) else { return };
+    let queues = "[queues.enqueued]\njob = \"log\"\n[queues.heard]\ntopics = [\"made\"]\njob = \"log\"\n";
+    let place = Place::with(&format!("broker = \"{}\"\n{queues}", server.url()));
+    place.ok(["enqueue", "enqueued", "{}"]);
+    place.ok(["publish", "made", "{}"]);
+    for queue in ["enqueued", "heard"] {
+        assert_eq!(place.figure(queue, "ready"), 1, "{queue}");
+        let aged = || place.run(["status", queue, "--fail-if", "age>1s"]).code == 1;
+        crate::support::wait::until("it ages", std::time::Duration::from_secs(30), aged);
+    }
+}

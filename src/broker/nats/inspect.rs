@@ -228,9 +228,17 @@ impl NatsInspect {
         let mut delivered = None;
         for (stream, fresh) in streams.iter().map(|s| (s.name.as_str(), true)).chain([(work.as_str(), false)]) {
             let Some(info) = inner.api.consumer(stream, &durable).await? else {
-                if fresh {
-                    ready += self.unread(queue, stream).await?;
-                }
+                // Nobody has opened it yet: what waits for whoever does.
+                let (count, first) = match (fresh, records) {
+                    (true, _) => self.unread(queue, stream).await?,
+                    (false, Some(records)) => {
+                        let filter = inner.names.record(queue, "run", "*");
+                        (inner.api.count(records, &filter).await?, inner.api.next(stream, 1, &filter).await?)
+                    }
+                    (false, None) => (0, None),
+                };
+                ready += count;
+                oldest = oldest.into_iter().chain(first.map(|first| first.at)).min();
                 continue;
             };
             let pending = info["num_pending"].as_u64().unwrap_or(0);
@@ -283,20 +291,22 @@ impl NatsInspect {
         Ok(status)
     }
 
-    /// Events for a queue that is configured and that nobody has opened yet.
-    async fn unread(&self, queue: &QueueName, stream: &str) -> Result<u64, api::Error> {
-        let Some(queue) = self.0.options.queues.iter().find(|known| known.name == *queue) else { return Ok(0) };
-        if queue.start != crate::broker::Start::Earliest {
-            return Ok(0);
-        }
-        let mut total = 0;
+    /// Events for a queue that is configured and that nobody has opened yet, and the first of them.
+    async fn unread(&self, queue: &QueueName, stream: &str) -> Result<(u64, Option<api::Stored>), api::Error> {
+        let configured = self.0.options.queues.iter().find(|known| known.name == *queue);
+        let Some(queue) = configured.filter(|queue| queue.start == crate::broker::Start::Earliest) else {
+            return Ok((0, None));
+        };
+        let (mut total, mut first) = (0, None::<api::Stored>);
         for topic in &queue.topics {
             let body = json!({ "subjects_filter": topic.as_str() });
             let info = self.0.api.call(&format!("STREAM.INFO.{stream}"), &body).await?;
             let counts = info["state"]["subjects"].as_object().into_iter().flatten();
             total += counts.filter_map(|(_, count)| count.as_u64()).sum::<u64>();
+            let next = self.0.api.next(stream, 1, topic.as_str()).await?;
+            first = first.into_iter().chain(next).min_by_key(|stored| stored.seq);
         }
-        Ok(total)
+        Ok((total, first))
     }
 
     /// What waits for its time. `delivered`: between which sequences records lie that were delivered and not settled.
