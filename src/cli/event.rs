@@ -11,6 +11,7 @@ use super::output::{self, Output};
 use super::when::When;
 use crate::broker::{self, Publication, Published, Publisher};
 use crate::client::{Address, Draft};
+use crate::message::is_json;
 use crate::time::Clock;
 
 /// Flags of both verbs.
@@ -60,6 +61,14 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     }
     if value.contains(['\r', '\n', '\0']) {
         return Err(format!("the value of header {name} has a line end in it"));
+    }
+    if name.eq_ignore_ascii_case("content-type") {
+        return Err("the media type is --content-type".to_owned());
+    }
+    if name.to_ascii_lowercase().starts_with("ce-") || name.to_ascii_lowercase().starts_with("ce_") {
+        return Err(format!(
+            "{name} is an attribute of the event: those are set by flags (--id, --key, ..); see --help"
+        ));
     }
     Ok((name.to_owned(), value.to_owned()))
 }
@@ -121,10 +130,12 @@ pub fn bodies(data: Option<&str>, flags: &Flags) -> Result<Bodies, Fault> {
 /// A word on a body that a typed job would refuse.
 pub fn doubt(body: &[u8], flags: &Flags, bare: bool) -> Option<&'static str> {
     let looks_like_json = body.iter().find(|b| !b.is_ascii_whitespace()).is_some_and(|b| matches!(b, b'{' | b'['));
-    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
+    let parses = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
     if bare && flags.content_type.is_none() && std::str::from_utf8(body).is_err() {
         Some("warning: the body is not UTF-8; without a --content-type a worker calls it malformed")
-    } else if looks_like_json && !is_json {
+    } else if flags.content_type.as_deref().is_some_and(is_json) && !parses {
+        Some("warning: the body is not JSON, which its --content-type says; a worker makes it a dead letter")
+    } else if looks_like_json && !parses {
         Some("warning: the body looks like JSON and is not; it is sent as text")
     } else {
         None

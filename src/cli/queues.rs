@@ -95,7 +95,17 @@ fn forget(session: Session, arguments: ForgetArguments) -> Done {
         let inspect = connection.broker.inspect();
         let jobs = if arguments.dry_run {
             // An unknown queue is an error here too.
-            inspect.status(std::slice::from_ref(queue)).await?;
+            let held = inspect.status(std::slice::from_ref(queue)).await?;
+            for status in &held {
+                let jobs = [status.ready, status.running, status.retrying, status.scheduled];
+                let jobs: u64 = jobs.into_iter().flatten().sum();
+                if jobs > 0 {
+                    session.note(format_args!(
+                        "note: {queue} holds {}, which would be lost; without --yes it is not forgotten",
+                        counted(jobs, "job")
+                    ));
+                }
+            }
             None
         } else {
             Some(inspect.forget(queue, arguments.yes).await?)

@@ -24,6 +24,7 @@ pub use decode::{Malformed, decode};
 
 pub mod cloudevents;
 mod event;
+pub(crate) use event::is_json;
 pub use event::{Event, Mode, guess_content_type};
 
 pub mod record;

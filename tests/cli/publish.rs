@@ -69,11 +69,25 @@ fn doubtful_bodies_are_mentioned() {
     let left = place.run(["publish", "reports.finalized", "{\"a\":"]);
     assert_eq!(left.code, 0, "{left:?}");
     assert!(left.err.contains("looks like JSON and is not"), "{left:?}");
+    let said =
+        place.run(["publish", "reports.finalized", "{\"a\":", "--content-type", "application/json", "--dry-run"]);
+    assert!(said.err.contains("is not JSON, which its --content-type says"), "{said:?}");
     let bare = place.feed(["publish", "reports.finalized", "--bare"], b"\xff\xfe");
     assert_eq!((bare.code, bare.out.as_str()), (0, "sqlite:reports.finalized:2\n"), "{bare:?}");
     assert!(bare.err.contains("not UTF-8"), "{bare:?}");
     let json = place.ok(["publish", "reports.finalized", "1", "--bare", "--json"]);
     assert_eq!(json, "{\"id\":\"sqlite:reports.finalized:3\",\"topic\":\"reports.finalized\",\"queues\":2}\n");
+}
+
+#[test]
+fn what_has_a_flag_is_no_header() {
+    let place = Place::new();
+    for (header, flag) in [("Content-Type: text/csv", "--content-type"), ("ce-id=1", "--id"), ("ce_type=t", "--id")] {
+        let left = place.run(["publish", "reports.finalized", "1", "-H", header]);
+        assert_eq!(left.code, 2, "{left:?}");
+        assert!(left.err.contains(flag), "{left:?}");
+    }
+    assert!(!place.path().join("windlass.db").exists(), "nothing was stored");
 }
 
 #[test]
@@ -180,7 +194,8 @@ fn queues_are_listed_and_forgotten() {
     let left = place.run(["queues", "forget", "invoice"]);
     assert_ne!(left.code, 0, "it holds a job: {left:?}");
     assert!(left.err.contains("--yes"), "{left:?}");
-    place.ok(["queues", "forget", "invoice", "--dry-run"]);
+    let dry = place.run(["queues", "forget", "invoice", "--dry-run"]);
+    assert!(dry.code == 0 && dry.err.contains("holds 1 job, which would be lost"), "{dry:?}");
     assert_eq!(place.figure("invoice", "ready"), 1);
     let gone = place.json(["queues", "forget", "invoice", "--yes"]);
     assert_eq!(gone[0], serde_json::json!({"queue": "invoice", "jobs": 1, "dry_run": false}));
