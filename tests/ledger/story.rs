@@ -199,6 +199,7 @@ impl<S: Subject> Site<S> {
     /// SIGTERM; it must leave with 0, at most 3 s after the grace.
     pub fn drain(&mut self, index: usize) {
         let mut worker = self.workers.swap_remove(index);
+        worker.hears();
         self.fault(Kind::Left, Some(worker.process.pid()), record::now());
         let code = worker.drain(self.story.rules.grace + Duration::from_secs(3));
         assert_eq!(code, 0, "a drain ends with 0\n{}", worker.process.tail());

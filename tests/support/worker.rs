@@ -76,6 +76,13 @@ impl Worker {
         });
     }
 
+    /// Waits until it hears signals: before it does one ends it, as it ends any process.
+    #[track_caller]
+    pub fn hears(&mut self) {
+        let admin = self.admin;
+        self.process.until("hears signals", Duration::from_secs(60), |_| http::get(admin, "/health").is_some());
+    }
+
     /// A sample of its metrics; `None` where no line begins with `name`.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let (_, body) = http::get(self.admin, "/metrics")?;
