@@ -227,9 +227,19 @@ fn an_event_is_told_from_others_by_its_topic_source_and_id() {
         for (topic, source, id) in others {
             assert_ne!(publish(topic, source, id).await.id, first.id, "{topic} {source} {id}");
         }
+        // A structured event says in its body where it comes from.
+        let structured = async |source: &str| {
+            let headers = [("content-type", "application/cloudevents+json")].into_iter().collect();
+            let body = json!({ "specversion": "1.0", "id": "s", "type": "t", "source": source }).to_string().into();
+            let message = Message { headers, body: Some(body), ..Message::default() };
+            let destination = Destination::Topic(Topic::new("made").expect("a topic"));
+            let publication = Publication { destination, message, id: "s".to_owned(), allow_unheard: false };
+            broker.publisher().publish(vec![publication]).await.remove(0).expect("stored").id
+        };
+        assert_ne!(structured("/shop").await, structured("/bank").await);
         // One that is published twice is stored once within the stream's window.
         assert_eq!(publish("made", "/shop", "e-1").await.id, first.id);
-        for delivery in work.take(4).await {
+        for delivery in work.take(6).await {
             work.stored(delivery, Disposition::Ack).await;
         }
         assert!(work.within(1, Duration::from_millis(200)).await.is_empty());

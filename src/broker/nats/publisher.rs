@@ -104,12 +104,14 @@ impl NatsPublisher {
         if topic.as_str().split('.').any(|token| token.is_empty() || token == "*" || token == ">") {
             return Err(Error::Rejected(format!("{topic} is no subject that can be published to")));
         }
+        let body = publication.message.body.clone().unwrap_or_default();
         let mut headers = wire::headers_out(&publication.message.headers).map_err(Error::Rejected)?;
         if headers.get(header::MESSAGE_ID).is_none() {
-            let source = publication.message.headers.get_str_ignore_case("ce-source").unwrap_or_default();
+            // A structured event says in its body where it comes from.
+            let source = publication.message.headers.get_str_ignore_case("ce-source");
+            let source = source.map_or(&body[..], str::as_bytes);
             headers.insert(header::MESSAGE_ID, names::published(topic.as_str(), source, &publication.id).as_str());
         }
-        let body = publication.message.body.clone().unwrap_or_default();
         let deadline = Instant::now() + self.0.options.timeout;
         let covered = self.0.covered.lock().contains(topic);
         // A subject that no stream covers answers like one whose stream has no leader: look before waiting.
