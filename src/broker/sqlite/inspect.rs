@@ -146,7 +146,7 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
          (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.class = 1 AND l.kind <> 2), \
          (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2), \
          (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2 AND l.class = 0 AND l.due <= ?1), \
-         (SELECT min(due) FROM later l WHERE l.queue = q.id AND l.kind = 2), \
+         (SELECT min(due) FROM later l WHERE l.queue = q.id AND l.kind = 2 AND (l.class = 1 OR l.due > ?1)), \
          (SELECT min(l.due) FROM later l WHERE l.queue = q.id AND l.class = 0 AND l.due <= ?1), \
          (SELECT count(*) FROM later l WHERE l.queue = q.id AND l.kind = 2 AND l.class = 1) \
          FROM queue q"
