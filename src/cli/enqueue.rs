@@ -47,6 +47,7 @@ pub struct Arguments {
 
 /// Enqueues.
 pub fn run(session: Session, arguments: Arguments) -> Done {
+    arguments.flags.check(false)?;
     let bodies = event::bodies(arguments.data.as_deref(), &arguments.flags)?;
     let role = if arguments.flags.dry_run { Role::Reader } else { Role::Producer };
     session.with_broker(role, "enqueue", async |connection: Connection| {

@@ -65,15 +65,33 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     if name.eq_ignore_ascii_case("content-type") {
         return Err("the media type is --content-type".to_owned());
     }
-    if name.to_ascii_lowercase().starts_with("ce-") || name.to_ascii_lowercase().starts_with("ce_") {
-        return Err(format!(
-            "{name} is an attribute of the event: those are set by flags (--id, --key, ..); see --help"
-        ));
-    }
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// The flag that says what this header would: an attribute that an event of ours has anyway.
+fn flag(header: &str) -> Option<&'static str> {
+    let name = header.to_ascii_lowercase();
+    match name.strip_prefix("ce-").or_else(|| name.strip_prefix("ce_"))? {
+        "id" => Some("--id"),
+        "type" => Some("--type"),
+        "source" => Some("--source"),
+        "partitionkey" => Some("--key"),
+        "expirytime" => Some("--expires"),
+        _ => None,
+    }
+}
+
 impl Flags {
+    /// Refuses headers that would be sent beside what an event has anyway; a bare one has nothing.
+    pub fn check(&self, bare: bool) -> Result<(), Fault> {
+        match self.headers.iter().find_map(|(name, _)| Some((name, flag(name)?))) {
+            Some((name, flag)) if !bare => Err(Fault::usage(format!(
+                "{name} is an attribute that every event may have: publish {flag} sets it; --bare sends headers as they are"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// A draft with what the flags say.
     pub fn apply<'c, To: Address>(&self, mut draft: Draft<'c, To>) -> Draft<'c, To> {
         if let Some(id) = &self.id {

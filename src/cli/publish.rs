@@ -49,6 +49,7 @@ pub struct Arguments {
 
 /// Publishes.
 pub fn run(session: Session, arguments: Arguments) -> Done {
+    arguments.flags.check(arguments.bare)?;
     let bodies = event::bodies(arguments.data.as_deref(), &arguments.flags)?;
     if let Bodies::One(body) = &bodies
         && let Some(doubt) = event::doubt(body, &arguments.flags, arguments.bare)

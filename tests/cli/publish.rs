@@ -82,12 +82,15 @@ fn doubtful_bodies_are_mentioned() {
 #[test]
 fn what_has_a_flag_is_no_header() {
     let place = Place::new();
-    for (header, flag) in [("Content-Type: text/csv", "--content-type"), ("ce-id=1", "--id"), ("ce_type=t", "--id")] {
+    for (header, flag) in [("Content-Type: text/csv", "--content-type"), ("ce-id=1", "--id"), ("ce_type=t", "--type")] {
         let left = place.run(["publish", "reports.finalized", "1", "-H", header]);
         assert_eq!(left.code, 2, "{left:?}");
         assert!(left.err.contains(flag), "{left:?}");
     }
     assert!(!place.path().join("windlass.db").exists(), "nothing was stored");
+    // What no flag says is a header, and so is all of it where nothing else is sent.
+    place.ok(["publish", "reports.finalized", "1", "-H", "ce-subject=s"]);
+    place.ok(["publish", "reports.finalized", "1", "--bare", "-H", "ce-id=1"]);
 }
 
 #[test]
