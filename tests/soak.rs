@@ -54,9 +54,18 @@ fn publish(dir: &Path, topic: &str, count: usize) {
     worker::succeed(dir, &["publish", topic, &file, "--lines", "-q"]);
 }
 
-/// Jobs that the worker has ended, by its metrics.
+/// Runs that the worker has ended, by its metrics.
 fn ended(worker: &Worker) -> usize {
-    let (_, body) = http::get(worker.admin(), "/metrics").unwrap_or_default();
+    let mut body = String::new();
+    wait::until("the worker shows its metrics", Duration::from_secs(60), || {
+        match http::get(worker.admin(), "/metrics") {
+            Some((200, shown)) => {
+                body = shown;
+                true
+            }
+            _ => false,
+        }
+    });
     let lines = body.lines().filter(|line| line.starts_with("windlass_jobs_total{"));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as usize
 }
@@ -104,7 +113,9 @@ fn soak<S: Subject>(subject: Option<S>) {
         eprintln!("{} after {} jobs: {sample:?}", S::NAME, sample.done);
         samples.push(sample);
     }
-    eprintln!("{}: {} runs counted by the worker", S::NAME, ended(&worker));
+    let runs = ended(&worker);
+    eprintln!("{}: {runs} runs counted by the worker", S::NAME);
+    assert!(runs >= jobs / ROUNDS * ROUNDS, "each job ran, and those that fail ran twice");
     let (early, late) = (&samples[1], &samples[ROUNDS - 1]);
     // An allocator keeps what it had once: a tenth, and four MiB.
     assert!(late.memory <= early.memory + early.memory / 10 + 4 * 1_024, "memory grows: {early:?} {late:?}");
