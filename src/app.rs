@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::config::{self, Config};
 use crate::handler::{Registry, Shared, http};
 use crate::message::{JobName, QueueName};
+use crate::process;
 use crate::seeded;
 use crate::shutdown::Shutdown;
 #[cfg(target_os = "linux")]
@@ -180,7 +181,7 @@ impl App {
         config::check_run(&self.config, &self.options.queues, &|job| self.registry.get(job).is_some())
             .map_err(|faults| Error::Config(faults.to_string()))?;
         let registry = self.registry_with_http()?;
-        raise_file_limit();
+        process::raise_file_limit();
         let io = runtime("windlass-io", 1, 4)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let work = runtime("windlass-work", cores, self.config.worker.slots.get() + 64)?;
@@ -222,6 +223,11 @@ impl App {
         if let Some(manager) = systemd::Manager::from_environment()?.filter(|_| signals) {
             let working = worker.clone();
             io.spawn(manager.keep(move || working.queues().iter().all(|queue| queue.consuming), shutdown.clone()));
+        }
+        #[cfg(target_os = "linux")]
+        if signals {
+            // The process is ours alone.
+            io.spawn(process::forget_start());
         }
         if let Some(linger) = self.options.burst {
             io.spawn(end_burst(worker.clone(), broker.inspect(), names, linger, shutdown.clone()));
@@ -431,17 +437,4 @@ fn runtime(name: &str, threads: usize, blocking: usize) -> std::io::Result<Runti
         .thread_name(name)
         .enable_all()
         .build()
-}
-
-/// Thousands of HTTP jobs need thousands of sockets: raises the soft limit of open files to the hard one.
-pub(crate) fn raise_file_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls read or write only the struct that they are given, which outlives them.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
-            limit.rlim_cur = limit.rlim_max;
-            // Where it is refused the limit stays as it was, and a socket too many is an ordinary error.
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
 }

@@ -32,6 +32,8 @@ pub mod telemetry;
 
 pub mod shutdown;
 
+mod process;
+
 #[cfg(target_os = "linux")]
 pub mod systemd;
 

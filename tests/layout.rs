@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 /// Each module with what it may import. A module in parentheses may be imported at that path only, for the reason
 /// beside it.
-const ARROWS: [(&str, &str); 16] = [
+const ARROWS: [(&str, &str); 17] = [
     // It looks at whatever reads bytes of others; compiled for tests and fuzzing only.
     ("fuzz", "admin broker cli config handler message time"),
-    ("app", "admin broker client config handler message seeded shutdown systemd telemetry time worker"),
-    ("cli", "app broker client config handler message shutdown telemetry time fuzz"),
+    ("app", "admin broker client config handler message process seeded shutdown systemd telemetry time worker"),
+    ("cli", "app broker client config handler message process shutdown telemetry time fuzz"),
     ("testing", "app broker client config handler message shutdown telemetry time worker"),
     ("admin", "broker client message shutdown telemetry time worker fuzz"),
     // Each module owns its own configuration; here they are put together.
@@ -23,6 +23,7 @@ const ARROWS: [(&str, &str); 16] = [
     ("broker", "message seeded shutdown telemetry time fuzz"),
     ("message", "time"),
     ("systemd", "shutdown"),
+    ("process", ""),
     ("shutdown", ""),
     ("seeded", ""),
     ("time", "seeded"),

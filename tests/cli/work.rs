@@ -91,6 +91,22 @@ fn signals_end_it_in_two_ways() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn an_idle_worker_does_not_keep_what_its_start_needed() {
+    let place = Place::with(SLEEPER);
+    let mut worker = worker(&place, &[]);
+    worker.until("it is smaller than it was", Duration::from_secs(60), |worker| {
+        let (now, peak) = (worker.rss().expect("it runs"), worker.peak_rss().expect("it runs"));
+        now < peak - peak / 4
+    });
+    place.ok(["enqueue", "sleeper", "{\"for\":\"1ms\"}"]);
+    let ended = |key| place.figure("sleeper", key) == 0;
+    worker.until("it is done", Duration::from_secs(20), |_| ended("ready") && ended("running"));
+    worker.signal(libc::SIGTERM);
+    assert_eq!(worker.code(Duration::from_secs(10)), 0);
+}
+
+#[test]
 fn a_topic_and_an_address_need_no_file() {
     let place = Place::empty();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -28,7 +28,7 @@ use crate::broker::{Disposition, Error, Queue, Role, Settled};
 use crate::time::Clock;
 
 /// How often a waiting source looks whether another process has written: from, to.
-const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 /// Acknowledgements alone wait so long for a claim to share their commit: the slots are free already.
 const LINGER: Duration = Duration::from_millis(1);
 /// So many do not wait.

@@ -30,7 +30,7 @@ struct Shared {
 impl Endpoint {
     /// On a port of its own.
     pub async fn start(takes: Duration) -> Result<Self, Fault> {
-        crate::app::raise_file_limit();
+        crate::process::raise_file_limit();
         let failed = |error: std::io::Error| Fault::failed(format!("opening a port for the jobs: {error}"));
         let socket = tokio::net::TcpSocket::new_v4().map_err(failed)?;
         socket.bind(std::net::SocketAddr::from(([127, 0, 0, 1], 0))).map_err(failed)?;

@@ -222,7 +222,7 @@ async fn bare(part: &Part, board: &Arc<Board>) -> Result<(), Fault> {
         Some(url) => Some((post_client()?, url.clone())),
         None => None,
     };
-    app::raise_file_limit();
+    crate::process::raise_file_limit();
     let next = Arc::new(AtomicU64::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..part.slots {
