@@ -158,7 +158,11 @@ impl Settings {
             .set("auto.offset.reset", "error")
             // Of no meaning to it, but `max.poll.interval.ms` may not be less, which a user may have set.
             .set("session.timeout.ms", "6000")
-            .set("queued.max.messages.kbytes", "4096")
+            // What is read ahead of a partition: with little, and little wait where it is full, a long topic is read as
+            // fast, in a worker that is to stay small.
+            .set("queued.max.messages.kbytes", "512")
+            .set("fetch.message.max.bytes", "524288")
+            .set("fetch.queue.backoff.ms", "4")
             .set("enable.partition.eof", "true");
         config
     }

@@ -19,11 +19,12 @@ use super::config::Settings;
 use super::context::Context;
 use super::dead::KafkaDead;
 use super::held::{Held, is_held_up};
+use super::later::{ByQueue, Counter, Tier};
 use super::marks::{self, Marks};
 use super::memo::Memo;
 use super::scan::scan_from;
 use super::topics::{Cluster, Kind, blocking, classify};
-use super::{doctor, names, outgoing};
+use super::{doctor, names};
 use crate::message::record::read;
 use crate::message::{Binding, Namespace, QueueName, Topic};
 use crate::time::Timestamp;
@@ -50,6 +51,8 @@ pub struct KafkaInspect {
     pub present: Arc<AtomicBool>,
     /// What queues of this process have begun to read, and nobody has marked.
     pub begun: Begun,
+    /// What waits in the delay topics.
+    pub later: Counter,
 }
 
 /// What one partition of a queue holds.
@@ -220,14 +223,14 @@ impl KafkaInspect {
     }
 
     /// What waits in the delay topics, by queue.
-    async fn delayed(&self, cluster: &Cluster) -> Result<BTreeMap<String, Figures>, Error> {
+    async fn delayed(&self, cluster: &Cluster) -> Result<ByQueue, Error> {
         let prefix = format!("{}.delay.", self.namespace());
         let topics: BTreeSet<String> =
             cluster.topics.keys().filter(|topic| topic.starts_with(&prefix)).cloned().collect();
         if topics.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok(ByQueue::new());
         }
-        let settings = self.dead.settings.clone();
+        let (settings, counter) = (self.dead.settings.clone(), self.later.clone());
         let group = names::delay_group(self.namespace());
         let reader = format!("{}._reader", self.namespace());
         let partitions: Vec<(String, i32)> = cluster
@@ -237,30 +240,11 @@ impl KafkaInspect {
             .flat_map(|(topic, seats)| seats.iter().map(|seat| (topic.clone(), seat.number)))
             .collect();
         blocking(move || {
-            let mut by_queue: BTreeMap<String, Figures> = BTreeMap::new();
-            let mut starts: BTreeMap<String, BTreeMap<i32, i64>> = BTreeMap::new();
-            for backlog in backlogs(&settings, &group, "", &topics, &partitions)? {
-                starts.entry(backlog.topic).or_default().insert(backlog.number, backlog.committed);
-            }
-            for (topic, from) in starts {
-                scan_from(&settings, &reader, &topic, &from, |_, arrived| {
-                    let Some(queue) = outgoing::destination(&arrived.message) else { return true };
-                    let Ok(stored) = read(&arrived.message.headers, Binding::Kafka) else { return true };
-                    let figures = by_queue.entry(queue).or_default();
-                    if stored.record.attempt.get() > 1 {
-                        figures.retrying += 1;
-                        let due = stored.record.not_before;
-                        figures.retry_due = match (figures.retry_due, due) {
-                            (Some(a), Some(b)) => Some(a.min(b)),
-                            (a, b) => a.or(b),
-                        };
-                    } else {
-                        figures.scheduled += 1;
-                    }
-                    true
-                })?;
-            }
-            Ok(by_queue)
+            let tiers = backlogs(&settings, &group, "", &topics, &partitions)?.into_iter().map(|backlog| {
+                let Backlog { topic, number, committed, high, .. } = backlog;
+                Tier { topic, number, committed, high }
+            });
+            counter.count(&settings, &reader, &tiers.collect::<Vec<_>>())
         })
         .await
     }

@@ -63,6 +63,8 @@ mod begun;
 
 mod held;
 
+mod later;
+
 mod inspect;
 
 mod yardstick;
@@ -125,6 +127,7 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
         worker: options.worker.clone(),
         present: Arc::default(),
         begun: Arc::default(),
+        later: later::Counter::default(),
     };
     Ok(Arc::new(Kafka {
         settings,
