@@ -109,7 +109,7 @@ impl Figures {
             .collect();
         // Where jobs take time, tasks that do nothing else are the limit too, and stand last.
         let limits = match plan.kind {
-            Kind::Noop => raw.first().into_iter().chain(None),
+            Kind::Noop | Kind::Yield => raw.first().into_iter().chain(None),
             _ => raw.first().into_iter().chain(raw.last()),
         };
         let raw_per_s = limits.map(|raw| raw.per_s).min_by(f64::total_cmp);

@@ -36,7 +36,7 @@ pub struct Arguments {
     /// Jobs running at once; 64, and 1,000 on NATS, where the raw loop has 1,000 in hand
     #[arg(long, value_name = "N", short_alias = 'c', alias = "concurrency")]
     slots: Option<NonZeroUsize>,
-    /// What a job does: nothing, wait, use CPU, or be a POST to an endpoint in this process
+    /// What a job does: nothing, give way once, wait, use CPU, or be a POST to an endpoint in this process
     #[arg(long, value_enum, default_value_t = Kind::Noop)]
     kind: Kind,
     /// How long it does that: 20us, 5ms, 1s; 5ms of sleep and http, 1ms of spin
@@ -73,11 +73,20 @@ pub enum Kind {
     #[allow(missing_docs)]
     Noop,
     #[allow(missing_docs)]
+    Yield,
+    #[allow(missing_docs)]
     Sleep,
     #[allow(missing_docs)]
     Spin,
     #[allow(missing_docs)]
     Http,
+}
+
+impl Kind {
+    /// Whether a job takes a time that was said.
+    pub fn takes_time(self) -> bool {
+        !matches!(self, Self::Noop | Self::Yield)
+    }
 }
 
 /// The flags, checked and with their defaults.
@@ -114,13 +123,13 @@ impl Plan {
     /// Checks the flags, for the broker at this address.
     pub fn new(arguments: &Arguments, address: &str) -> Result<Self, Fault> {
         let kind = arguments.kind;
-        if kind == Kind::Noop && arguments.for_.is_some() {
+        if !kind.takes_time() && arguments.for_.is_some() {
             return Err(Fault::usage(
                 "--for says how long a job takes; name one that does: --kind sleep, spin or http",
             ));
         }
         let takes = arguments.for_.unwrap_or(match kind {
-            Kind::Noop => Duration::ZERO,
+            Kind::Noop | Kind::Yield => Duration::ZERO,
             Kind::Spin => Duration::from_millis(1),
             Kind::Sleep | Kind::Http => Duration::from_millis(5),
         });
@@ -172,6 +181,7 @@ impl Plan {
     pub fn told(&self) -> String {
         let what = match self.kind {
             Kind::Noop => "that do nothing",
+            Kind::Yield => "that pend once",
             Kind::Sleep => "that sleep",
             Kind::Spin => "that use the CPU",
             Kind::Http => "over HTTP that take",
@@ -236,6 +246,7 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_refused() {
         assert!(plan("sqlite://x", &["--for", "1s"]).is_err());
+        assert!(plan("sqlite://x", &["--kind", "yield", "--for", "1s"]).is_err());
         assert!(plan("sqlite://x", &["--kind", "sleep", "--for", "1s", "--slots", "10", "--rate", "11"]).is_err());
         assert!(plan("sqlite://x", &["--jobs", "8000000000"]).is_err());
     }

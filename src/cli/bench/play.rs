@@ -186,6 +186,14 @@ fn registry(part: &Part, board: &Arc<Board>) -> Registry {
             board.ran(body.id(), body.sent());
             std::future::ready(Ok(()))
         }),
+        Kind::Yield => Registry::new().job(JOB, move |body: Body| {
+            let board = board.clone();
+            async move {
+                tokio::task::yield_now().await;
+                board.ran(body.id(), body.sent());
+                Ok(())
+            }
+        }),
         Kind::Sleep => Registry::new().job(JOB, move |body: Body| {
             let board = board.clone();
             async move {

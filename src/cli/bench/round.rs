@@ -12,7 +12,7 @@ use super::endpoint::Endpoint;
 use super::gauge::Rate;
 use super::load::Load;
 use super::metronome::Metronome;
-use super::plan::{Kind, Plan};
+use super::plan::Plan;
 use super::play::{self, Inside, JOB, Order, Part, Who};
 use super::process::Process;
 use crate::app;
@@ -208,7 +208,7 @@ impl Scene<'_> {
             self.yardstick.fill(topic, bodies).await?;
         }
         let loops = self.yardstick.loops().iter().enumerate().map(|(index, name)| (Who::Raw(index), *name));
-        let bare = (self.plan.kind != Kind::Noop).then_some((Who::Bare, "the same in bare tasks, no broker"));
+        let bare = self.plan.kind.takes_time().then_some((Who::Bare, "the same in bare tasks, no broker"));
         for (who, name) in loops.chain(bare) {
             let part = self.part(who, topic);
             let board = self.board(&part)?;
