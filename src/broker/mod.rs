@@ -1,4 +1,4 @@
-//! What a broker must be able to say, and the one place where an address becomes a broker.
+//! What a broker must be able to say; [`connect`] is the one place where an address becomes a broker.
 //!
 //! The worker knows deliveries, dispositions and credit. It knows nothing of leases, offsets, epochs, subjects,
 //! rows or batches: an adapter never imports another adapter, and its client library's types never leave its
@@ -15,6 +15,7 @@
 //!   a delivery that waits for its retry keeps its key waiting. The engine knows nothing of keys.
 //! - **Crashes.** The adapter counts them and says so by [`Delivery::suspect`] and [`Delivery::condemned`].
 
+mod address;
 pub mod delivery;
 pub mod fingerprint;
 #[cfg(any(test, feature = "fuzz"))]
@@ -49,7 +50,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+pub(crate) use address::is_loopback;
+pub use address::{connect, shown_address};
 pub use delivery::{Channel, Delivery, Lane, Leases, Lost, Settlement, Token};
+pub(crate) use memory::{Timetable, connect_with_timetable};
 
 use crate::message::record::Record;
 use crate::message::{Attempt, Failure, JobName, Message, Namespace, QueueName, Reason, Topic};
@@ -657,47 +661,4 @@ pub(crate) fn may_forget(queue: &QueueName, workers: u64, jobs: u64, even_with_j
         )));
     }
     Ok(())
-}
-
-/// The address without its password, and without what stands for one: on NATS a name alone is a token.
-pub fn shown_address(address: &str) -> String {
-    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
-    match rest.rsplit_once('@') {
-        Some((user, host)) if scheme != "sqlite" => match user.split_once(':') {
-            Some((name, _)) => format!("{scheme}://{name}@{host}"),
-            None if matches!(scheme, "nats" | "nats+tls" | "tls") => format!("{scheme}://***@{host}"),
-            None => format!("{scheme}://{user}@{host}"),
-        },
-        _ => address.to_owned(),
-    }
-}
-
-pub(crate) use memory::{Timetable, connect_with_timetable};
-
-/// Connects to the broker at `address`.
-pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
-    let scheme = address.split_once("://").map_or("", |(scheme, _)| scheme);
-    match scheme {
-        "memory" => Ok(memory::connect(address, options)),
-        #[cfg(feature = "sqlite")]
-        "sqlite" => sqlite::connect(address, options).await,
-        #[cfg(not(feature = "sqlite"))]
-        "sqlite" => Err(absent("sqlite")),
-        #[cfg(feature = "nats")]
-        "nats" | "nats+tls" | "tls" => nats::connect(address, options).await,
-        #[cfg(not(feature = "nats"))]
-        "nats" | "nats+tls" | "tls" => Err(absent("nats")),
-        #[cfg(feature = "kafka")]
-        "kafka" | "kafka+tls" => kafka::connect(address, options).await,
-        #[cfg(not(feature = "kafka"))]
-        "kafka" | "kafka+tls" => Err(absent("kafka")),
-        _ => Err(Error::Usage(format!(
-            "{address:?} is no broker's address; expected sqlite://PATH, nats://HOST:4222, kafka://HOST:9092 or memory://"
-        ))),
-    }
-}
-
-#[cfg(not(all(feature = "sqlite", feature = "nats", feature = "kafka")))]
-fn absent(feature: &str) -> Error {
-    Error::Refused(format!("this binary was built without {feature}; build it with --features {feature}"))
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::build::DEFAULT_HTTP_SLOTS;
 use super::fault::{Fault, Faults, Place};
-use super::value::is_loopback;
 use super::{Config, Queue};
+use crate::broker::is_loopback;
 use crate::handler::Entry;
 use crate::message::{JobName, QueueName};
 use crate::worker::retry;

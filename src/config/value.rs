@@ -296,22 +296,6 @@ impl Value {
     }
 }
 
-/// Whether the address's hosts are all on this machine; true where it has none.
-pub(super) fn is_loopback(address: &str) -> bool {
-    let Some((scheme, rest)) = address.split_once("://") else { return true };
-    if matches!(scheme, "sqlite" | "memory") {
-        return true;
-    }
-    let hosts = rest.rsplit_once('@').map_or(rest, |(_, hosts)| hosts);
-    hosts.trim_end_matches('/').split(',').all(|host| {
-        let name = match host.strip_prefix('[') {
-            Some(rest) => rest.split(']').next().unwrap_or(rest),
-            None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-        };
-        name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-    })
-}
-
 fn is_host(host: &str) -> bool {
     if host.contains(char::is_whitespace) || host.contains('/') {
         return false;
