@@ -184,52 +184,107 @@ pub async fn send(
     let bar = output::counter("events", quiet);
     let mut lines = follow(reader, skip);
     let mut sent = 0_u64;
-    while let Some(batch) = lines.next().await? {
-        let mut numbers = Vec::with_capacity(batch.len());
-        let mut publications = Vec::with_capacity(batch.len());
-        for (number, body) in batch {
+    let mut last = skip;
+    let mut listened_to = true;
+    loop {
+        let Batch { lines, broken } = lines.next().await;
+        if lines.is_empty() && broken.is_none() {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+        let mut numbers = Vec::with_capacity(lines.len());
+        let mut publications = Vec::with_capacity(lines.len());
+        for (number, body) in lines {
             numbers.push(number);
             publications.push((sender.compose)(body)?);
         }
+        last = numbers.last().copied().unwrap_or(last);
         let results = sender.publisher.publish(publications.clone()).await;
-        let mut failed: Vec<(u64, String)> = Vec::new();
-        let mut last_stored = None;
+        let mut failed: Vec<(u64, broker::Error)> = Vec::new();
+        let mut stored = Vec::new();
         for ((number, publication), result) in numbers.iter().zip(&publications).zip(results) {
             match result {
                 Ok(published) => {
-                    last_stored = Some(*number);
-                    sent += 1;
+                    stored.push(*number);
                     bar.inc(1);
-                    written(out, publication, published)?;
+                    if listened_to {
+                        listened_to = still_open(written(out, publication, published))?;
+                    }
                 }
-                Err(error) => failed.push((*number, error.to_string())),
+                Err(error) => failed.push((*number, error)),
             }
         }
-        out.flush()?;
-        if let Some(stopped) = stopped(&failed, last_stored, sent) {
+        sent += stored.len() as u64;
+        if listened_to {
+            listened_to = still_open(out.flush())?;
+        }
+        if let Some(stopped) = stopped(&failed, &stored, sent) {
             bar.abandon();
             return Err(Fault::failed(stopped));
         }
+        if let Some(error) = broken {
+            bar.abandon();
+            let plain = super::fault::plain(&error);
+            return Err(Fault::failed(format!(
+                "reading what is behind line {last}: {plain}; stored: {sent}; go on with --skip {last}"
+            )));
+        }
     }
-    bar.finish_and_clear();
-    Ok(())
 }
 
-/// What is said when a line was not stored: which, why, and how to go on without sending any other twice.
-fn stopped(failed: &[(u64, String)], last_stored: Option<u64>, sent: u64) -> Option<String> {
+/// `false` where nobody reads stdout any more: no reason to leave out what is still to be sent.
+fn still_open(result: Result<(), Fault>) -> Result<bool, Fault> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Fault::Closed) => Ok(false),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// What is said when a line was not stored: which, why, and how to go on so that none is left out and none sent twice.
+/// Those of one batch are on their way together: what lies behind the first failure may be stored.
+fn stopped(failed: &[(u64, broker::Error)], stored: &[u64], sent: u64) -> Option<String> {
     let (first, error) = failed.first()?;
-    // Those of one batch are stored together or fail one by one: what lies behind the first failure may be stored.
-    let behind: Vec<String> = failed
-        .iter()
-        .filter(|(number, _)| last_stored.is_some_and(|stored| *number < stored))
-        .map(|(n, _)| n.to_string())
-        .collect();
-    let skip = last_stored.filter(|stored| stored > first).unwrap_or(first - 1);
-    let also = match behind.len() {
-        0 => String::new(),
-        _ => format!("; not stored: line {}, which --skip leaves out", behind.join(", ")),
-    };
-    Some(format!("line {first}: {error}; stored: {sent}; go on with --skip {skip}{also}"))
+    let mut said = format!("line {first}: {error}; stored: {sent}");
+    let behind: Vec<u64> = stored.iter().copied().filter(|number| number > first).collect();
+    let skip = behind.last().copied().unwrap_or(first - 1);
+    let left_out: Vec<u64> = failed.iter().map(|(number, _)| *number).filter(|number| *number < skip).collect();
+    if !behind.is_empty() {
+        said += &format!(", of which behind it {}", listed(&behind));
+    }
+    said += &format!("; go on with --skip {skip}");
+    if !left_out.is_empty() {
+        let script: Vec<String> = left_out.iter().map(|number| format!("{number}p")).collect();
+        said += &format!(
+            ", which leaves out {}: `sed -n '{}'` gives what is to be mended and sent by itself",
+            listed(&left_out),
+            script.join(";")
+        );
+    }
+    let doubtful = failed.iter().filter(|(_, error)| error.is_transient()).count();
+    if doubtful > 0 {
+        said += "; what the broker has not confirmed may be stored all the same, and is then sent twice";
+    }
+    Some(said)
+}
+
+/// `line 7`, or `lines 7, 9 and 11-64`.
+fn listed(numbers: &[u64]) -> String {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, end)) if *end + 1 == *number => *end = *number,
+            _ => ranges.push((*number, *number)),
+        }
+    }
+    let shown = |(from, to): &(u64, u64)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+    let texts: Vec<String> = ranges.iter().map(shown).collect();
+    match texts.as_slice() {
+        [] => "none".to_owned(),
+        [one] if numbers.len() == 1 => format!("line {one}"),
+        [one] => format!("lines {one}"),
+        [head @ .., last] => format!("lines {} and {last}", head.join(", ")),
+    }
 }
 
 async fn one(publisher: &dyn Publisher, publication: Publication) -> Result<Published, Fault> {
@@ -258,17 +313,28 @@ fn follow(reader: Box<dyn BufRead + Send>, skip: u64) -> Follow {
     Follow { lines }
 }
 
+/// Lines that were there, with their numbers; none and nothing broken: that was all.
+struct Batch {
+    lines: Vec<(u64, Vec<u8>)>,
+    /// Why what is behind them cannot be read.
+    broken: Option<std::io::Error>,
+}
+
 impl Follow {
-    async fn next(&mut self) -> Result<Option<Vec<(u64, Vec<u8>)>>, Fault> {
-        let mut batch = Vec::new();
-        let mut lines = Vec::with_capacity(BATCH);
-        if self.lines.recv_many(&mut lines, BATCH).await == 0 {
-            return Ok(None);
+    async fn next(&mut self) -> Batch {
+        let mut read = Vec::with_capacity(BATCH);
+        self.lines.recv_many(&mut read, BATCH).await;
+        let mut batch = Batch { lines: Vec::with_capacity(read.len()), broken: None };
+        for line in read {
+            match line {
+                Ok(line) => batch.lines.push(line),
+                Err(error) => {
+                    batch.broken = Some(error);
+                    break;
+                }
+            }
         }
-        for line in lines {
-            batch.push(line.map_err(|error| Fault::failed(format!("reading the data: {error}")))?);
-        }
-        Ok(Some(batch))
+        batch
     }
 }
 
@@ -290,20 +356,34 @@ mod tests {
 
     #[test]
     fn a_stop_says_how_to_go_on() {
-        let failed =
-            |numbers: &[u64]| -> Vec<(u64, String)> { numbers.iter().map(|n| (*n, "too large".to_owned())).collect() };
-        assert_eq!(stopped(&failed(&[]), Some(9), 9), None);
+        let failed = |numbers: &[u64]| -> Vec<(u64, broker::Error)> {
+            numbers.iter().map(|n| (*n, broker::Error::Rejected("too large".to_owned()))).collect()
+        };
+        assert_eq!(stopped(&failed(&[]), &[9], 9), None);
         assert_eq!(
-            stopped(&failed(&[7]), Some(6), 6).as_deref(),
+            stopped(&failed(&[7]), &[5, 6], 6).as_deref(),
             Some("line 7: too large; stored: 6; go on with --skip 6")
         );
         assert_eq!(
-            stopped(&failed(&[7, 9, 12]), Some(10), 8).as_deref(),
-            Some("line 7: too large; stored: 8; go on with --skip 10; not stored: line 7, 9, which --skip leaves out")
+            stopped(&failed(&[7, 9, 12]), &[6, 8, 10], 8).as_deref(),
+            Some(
+                "line 7: too large; stored: 8, of which behind it lines 8 and 10; go on with --skip 10, which leaves \
+                 out lines 7 and 9: `sed -n '7p;9p'` gives what is to be mended and sent by itself"
+            )
         );
         assert_eq!(
-            stopped(&failed(&[1]), None, 0).as_deref(),
+            stopped(&failed(&[1]), &[], 0).as_deref(),
             Some("line 1: too large; stored: 0; go on with --skip 0")
         );
+        let unconfirmed = [(3, broker::Error::Unavailable("no answer".to_owned()))];
+        assert!(stopped(&unconfirmed, &[], 2).is_some_and(|said| said.contains("may be stored all the same")));
+    }
+
+    #[test]
+    fn numbers_are_listed_in_ranges() {
+        for (numbers, said) in [(&[7][..], "line 7"), (&[7, 8, 9], "lines 7-9"), (&[1, 3, 4, 9], "lines 1, 3-4 and 9")]
+        {
+            assert_eq!(listed(numbers), said);
+        }
     }
 }

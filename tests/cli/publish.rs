@@ -64,6 +64,72 @@ fn lines_are_events() {
 }
 
 #[test]
+fn nobody_who_reads_the_ids_is_no_reason_to_send_no_more() {
+    let place = Place::new();
+    let many: String = (0..1_000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    place.write("many.jsonl", many);
+    let mut command = place.command(["publish", "reports.finalized", "@many.jsonl", "--lines"]);
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("the binary starts");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(place.figure("invoice", "ready"), 1_000);
+}
+
+/// Lines go out many at once: what lies behind one that is refused may be stored. Whoever does what is said then has
+/// each line stored once.
+#[test]
+#[cfg(feature = "nats")]
+fn a_line_that_is_refused_stops_the_rest_and_what_is_said_neither_loses_nor_doubles() {
+    use crate::support::nats::{Nats, Release};
+    const BAD: [usize; 2] = [150, 170];
+    let Some(server) = Nats::with(Release::New, "max_payload: 64KB\n") else { return };
+    let place = Place::with(&format!(
+        "broker = \"nats://{}\"\nnamespace = \"t\"\n[queues.q]\ntopics = [\"orders\"]\njob = \"log\"\n",
+        server.host()
+    ));
+    let line = |n: usize, size: usize| format!("{{\"n\":\"{n:04}\",\"x\":\"{}\"}}\n", "x".repeat(size));
+    let text: String = (1..=300).map(|n| line(n, if BAD.contains(&n) { 70_000 } else { 0 })).collect();
+    place.write("lines", &text);
+    let mut skip = 0_u64;
+    let mut stops = 0;
+    loop {
+        let skipped = skip.to_string();
+        let left = place.run(["publish", "orders", "@lines", "--lines", "--skip", &skipped]);
+        if left.code == 0 {
+            break;
+        }
+        stops += 1;
+        assert!(left.code == 1 && stops <= 2, "{left:?}");
+        assert!(left.err.contains("error: line 1"), "{left:?}");
+        let stored = format!("stored: {}", left.out.lines().count());
+        assert!(left.err.contains(&stored), "{stored}: {left:?}");
+        let word = |text: &str| {
+            let (_, rest) = left.err.split_once(text)?;
+            rest.split(|c: char| !c.is_ascii_digit() && c != 'p' && c != ';').next().map(str::to_owned)
+        };
+        skip = word("--skip ").and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no --skip: {left:?}"));
+        // What it leaves out is sent by itself, mended; what stands behind is mended where it stands.
+        let mut apart = String::new();
+        for number in word("sed -n '").iter().flat_map(|script| script.split(';')) {
+            let number: usize = number.trim_end_matches('p').parse().expect("a line's number");
+            assert!(BAD.contains(&number), "{left:?}");
+            apart += &line(number, 0);
+        }
+        place.write("lines", text.replace(&"x".repeat(70_000), ""));
+        if !apart.is_empty() {
+            assert_eq!(place.feed(["publish", "orders", "-", "--lines"], apart.as_bytes()).code, 0);
+        }
+    }
+    assert!(stops > 0, "nothing was refused");
+    let run = place.run(["run", "--burst", "--json", "--set", "log.format=json", "--set", "admin.listen=none"]);
+    assert_eq!((run.code, &objects(&run.out)[0]["done"]), (0, &300.into()), "{}", run.out);
+    for number in 1..=300 {
+        let body = format!("\\\"n\\\":\\\"{number:04}\\\"");
+        assert_eq!(run.err.matches(&body).count(), 1, "line {number} of {} bytes of log", run.err.len());
+    }
+}
+
+#[test]
 fn doubtful_bodies_are_mentioned() {
     let place = Place::new();
     let left = place.run(["publish", "reports.finalized", "{\"a\":"]);
