@@ -35,6 +35,29 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
     }
 }
 
+/// What [`connect`] would refuse of an address and its options before it asks anybody: how they fit together, and what
+/// is in the files that they name.
+pub(crate) fn check(address: &str, options: &Options) -> Result<(), Error> {
+    match address.split_once("://").map_or("", |(scheme, _)| scheme) {
+        #[cfg(feature = "nats")]
+        "nats" | "nats+tls" | "tls" => nats::check(address, options),
+        #[cfg(feature = "kafka")]
+        "kafka" | "kafka+tls" => kafka::check(address, options),
+        _ => Ok(()),
+    }
+}
+
+/// What is wrong with a property that is passed on to the Kafka client, if this binary has it and it says so.
+pub(crate) fn kafka_option_fault(name: &str, value: &str) -> Option<String> {
+    #[cfg(feature = "kafka")]
+    return kafka::option_fault(name, value);
+    #[cfg(not(feature = "kafka"))]
+    {
+        let _ = (name, value); // Nobody is here who knows them.
+        None
+    }
+}
+
 #[cfg(not(all(feature = "sqlite", feature = "nats", feature = "kafka")))]
 fn absent(feature: &str) -> Error {
     Error::Refused(format!("this binary was built without {feature}; build it with --features {feature}"))

@@ -50,7 +50,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-pub(crate) use address::is_loopback;
+pub(crate) use address::{check, is_loopback, kafka_option_fault};
 pub use address::{connect, shown_address};
 pub use delivery::{Channel, Delivery, Lane, Leases, Lost, Settlement, Token};
 pub(crate) use memory::{Timetable, connect_with_timetable};

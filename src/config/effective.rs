@@ -84,6 +84,13 @@ pub fn check_run(config: &Config, selected: &[QueueName], known: &dyn Fn(&str) -
         let hint = format!("register it in `main`, or write [jobs.{job}] with http = \"http://..\"");
         faults.push(Fault::new(&place, format!("queues.{name}.job"), message).hint(hint));
     }
+    for (name, queue) in &running {
+        for topic in &queue.topics {
+            if let Some(message) = super::refusal::unfit(&config.broker, topic) {
+                faults.push(Fault::new(&place, format!("queues.{name}.topics"), message));
+            }
+        }
+    }
     let slots = config.worker.slots.get();
     if slots < running.len() {
         let message =

@@ -63,7 +63,9 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
 
 /// Why this option is not passed on, if it is not.
 pub(super) fn refused(name: &str, value: &Value) -> Option<String> {
-    let (_, harmless, why) = REFUSED.iter().find(|(refused, _, _)| refused.eq_ignore_ascii_case(name))?;
+    let Some((_, harmless, why)) = REFUSED.iter().find(|(refused, _, _)| refused.eq_ignore_ascii_case(name)) else {
+        return crate::broker::kafka_option_fault(name, &text(value));
+    };
     let text = text(value).to_lowercase();
     (!harmless.contains(&text.as_str())).then(|| format!("refused: {why}"))
 }
@@ -98,5 +100,14 @@ mod tests {
             }
         }
         assert_eq!(refused("fetch.min.bytes", &Value::Integer(1)), None);
+    }
+
+    #[test]
+    #[cfg(feature = "kafka")]
+    fn what_the_client_does_not_know_or_take_is_a_fault() {
+        let said = |name, value| refused(name, &value).unwrap_or_default();
+        assert!(said("bogus", Value::Integer(1)).contains("no such property"));
+        assert!(said("fetch.min.bytes", Value::Integer(-1)).contains("fetch.min.bytes"));
+        assert!(said("fetch.min.bytes", Value::Text("many".into())).contains("fetch.min.bytes"));
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fault::{Fault, Faults, Place};
+use super::refusal::{self, Refusals};
 use super::value::{Node, Table};
 use super::{Config, build, document, environment, walk};
 
@@ -92,10 +93,15 @@ pub fn load(source: Source) -> Result<Loaded, Faults> {
     loaded.filter(|_| faults.is_empty()).ok_or_else(|| Faults::of(faults))
 }
 
-/// As [`load`], for `config check`: unknown variables are faults.
+/// As [`load`], for `config check`: unknown variables are faults, and so is what only `run` would refuse.
 pub fn check(source: Source) -> Result<Loaded, Faults> {
-    let (loaded, mut faults, unknown) = read(source);
+    let (mut loaded, mut faults, unknown) = read(source);
     faults.extend(unknown);
+    if let Some(loaded) = &mut loaded {
+        let Refusals { faults: refused, cautions } = refusal::find(&loaded.values, &loaded.config, !faults.is_empty());
+        faults.extend(refused);
+        loaded.cautions.extend(cautions);
+    }
     loaded.filter(|_| faults.is_empty()).ok_or_else(|| Faults::of(faults))
 }
 

@@ -39,6 +39,7 @@ mod walk;
 
 mod build;
 mod load;
+mod refusal;
 
 mod effective;
 mod schema;

@@ -41,6 +41,80 @@ fn check_says_every_fault_at_once() {
 }
 
 #[test]
+fn check_says_what_run_would_refuse_and_no_broker_need_be_asked_about() {
+    let place = Place::empty();
+    place.write("empty", "\n");
+    place.write("not.pem", "certainly no certificate");
+    let text = r#"
+broker = "nats://10.1.2.3:4222"
+[queues.invoice]
+topics = ["a..b", "orders.>.new", "orders.>", "orders.*.made"]
+[jobs.invoice]
+http = "https://127.0.0.1:1/jobs"
+bearer_file = "absent-bearer"
+ca_file = "not.pem"
+[admin]
+token_file = "empty"
+[nats]
+credentials_file = "absent.creds"
+tls = { ca_file = "absent-ca.pem", cert_file = "not.pem", key_file = "absent.key" }
+[kafka]
+sasl = { mechanism = "PLAIN", user = "me", password_file = "absent-password" }
+[kafka.options]
+bogus = 1
+"#;
+    place.write("windlass.toml", text);
+    let left = place.run(["config", "check"]);
+    assert_eq!((left.code, left.out.as_str()), (78, ""), "{left:?}");
+    let mut expected = vec![
+        "windlass.toml: namespace: must be set",
+        "windlass.toml:4:11: queues.invoice.topics: topic \"a..b\"",
+        "windlass.toml:4:19: queues.invoice.topics: topic \"orders.>.new\"",
+        "windlass.toml:7:15: jobs.invoice.bearer_file: absent-bearer cannot be read: no such file or directory",
+        "windlass.toml:8:11: jobs.invoice.ca_file: not.pem is no PEM file",
+        "windlass.toml:10:14: admin.token_file: empty is empty",
+        "windlass.toml:12:20: nats.credentials_file: absent.creds cannot be read",
+        "nats.tls.ca_file: absent-ca.pem cannot be read",
+        "nats.tls.cert_file: not.pem is no PEM file",
+        "nats.tls.key_file: absent.key cannot be read",
+    ];
+    if cfg!(feature = "kafka") {
+        expected.push("windlass.toml:17:1: kafka.options.bogus: librdkafka has no such property");
+    }
+    for part in &expected {
+        assert!(left.err.contains(part), "{part} is missing:\n{}", left.err);
+    }
+    assert_eq!(left.err.matches("error: ").count(), expected.len(), "{}", left.err);
+    assert!(!left.err.contains("absent-password"), "a table that is not in use refuses nothing: {}", left.err);
+    // It warns, and what is in the files is looked at once they are there.
+    let mended = text
+        .replace("bogus = 1", "")
+        .replace("10.1.2.3", "127.0.0.1")
+        .replace("\"a..b\", \"orders.>.new\", ", "")
+        .replace("ca_file = \"not.pem\"\n", "")
+        .lines()
+        .filter(|line| !["bearer_file", "token_file", "tls ="].iter().any(|key| line.starts_with(key)))
+        .collect::<Vec<_>>()
+        .join("\n");
+    place.write("windlass.toml", &mended);
+    place.write("absent.creds", "no credentials at all");
+    let left = place.run(["config", "check"]);
+    if cfg!(feature = "nats") {
+        assert_eq!(left.code, 78, "{left:?}");
+        assert!(left.err.contains("nats.credentials_file: absent.creds is no credentials file"), "{left:?}");
+    }
+    place.write("windlass.toml", mended.replace("credentials_file", "#"));
+    let left = place.run(["config", "check"]);
+    assert_eq!(left.code, 0, "{left:?}");
+    assert!(left.err.contains("warning: windlass.toml:") && left.err.contains("absent-password"), "{left:?}");
+    // Topics that are none are refused by `run` too, before it asks the broker.
+    place.write("windlass.toml", "broker = \"nats://127.0.0.1:1\"\n[queues.q]\njob = \"log\"\ntopics = [\"a..b\"]\n");
+    let left = place.run(["run", "--burst"]);
+    assert_eq!(left.code, 78, "{left:?}");
+    assert!(left.err.contains("queues.q.topics") && left.err.contains("a..b"), "{left:?}");
+}
+
+#[test]
 fn unknown_variables_are_a_fault_for_check_alone() {
     let place = Place::new();
     let with = |arguments: &[&str]| {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::client::OAuthToken;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
 
 use super::super::{Error, KafkaOptions, Options};
 use super::login::{Login, Secret};
@@ -192,6 +194,20 @@ impl Settings {
     /// For looking at the cluster.
     pub fn admin(&self) -> ClientConfig {
         self.common.clone()
+    }
+}
+
+/// What librdkafka says against this property, if it knows it at all.
+pub fn option_fault(name: &str, value: &str) -> Option<String> {
+    let mut config = ClientConfig::new();
+    config.set(name, value);
+    match config.create_native_config() {
+        Ok(_) => None,
+        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+            Some("librdkafka has no such property".to_owned())
+        }
+        Err(KafkaError::ClientConfig(_, said, ..)) => Some(format!("librdkafka refuses it: {said}")),
+        Err(error) => Some(format!("librdkafka refuses it: {error}")),
     }
 }
 

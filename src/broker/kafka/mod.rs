@@ -108,6 +108,16 @@ pub(super) fn yardstick(address: &str, options: &Options) -> Result<yardstick::K
     yardstick::KafkaYardstick::new(address, options)
 }
 
+/// What connecting would refuse before it asks a broker.
+pub fn check(address: &str, options: &Options) -> Result<(), Error> {
+    Settings::new(address, options).map(drop)
+}
+
+/// What librdkafka says against this property.
+pub fn option_fault(name: &str, value: &str) -> Option<String> {
+    config::option_fault(name, value)
+}
+
 /// Connects to the cluster at `address`.
 pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
     let settings = Settings::new(address, &options)?;

@@ -274,6 +274,11 @@ async fn client(address: &Address, shown: &str, options: &Options, health: Arc<H
     connecting.await.map_err(|error| unreachable(shown, &error))
 }
 
+/// Whether the files that the options name are there and hold what they should.
+pub fn check(address: &Address, options: &Options) -> Result<(), Error> {
+    connect_options(address, options, Arc::default()).map(drop)
+}
+
 fn connect_options(address: &Address, options: &Options, health: Arc<Health>) -> Result<ConnectOptions, Error> {
     let secrets = Secrets { address: address.clone(), nats: options.nats.clone() };
     // Read once now, so that a missing file is said at the start and by its name.

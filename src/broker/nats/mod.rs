@@ -90,6 +90,11 @@ pub(super) async fn yardstick(address: &str, options: &Options) -> Result<yardst
     yardstick::NatsYardstick::connect(address, options).await
 }
 
+/// What connecting would refuse before it asks a server.
+pub fn check(address: &str, options: &Options) -> Result<(), Error> {
+    link::check(&Address::parse(address)?, options)
+}
+
 /// Connects, and refuses a server that would lose jobs.
 pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>, Error> {
     let parsed = Address::parse(address)?;
