@@ -4,6 +4,8 @@ mod bench;
 mod dead;
 mod face;
 mod many;
+#[cfg(all(feature = "sqlite", target_os = "linux"))]
+mod network_disk;
 mod publish;
 mod setup;
 #[cfg(feature = "nats")]

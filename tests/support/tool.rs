@@ -27,7 +27,14 @@ pub fn find(what: &str, variable: &str, relative: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    let said = format!("{what} is not here ({}); ./scripts/test fetches it, or set {variable}", path.display());
+    missing(&format!("{what} is not here ({}); ./scripts/test fetches it, or set {variable}", path.display()))
+}
+
+/// `None`, with the reason reported: what the test needs is not on this machine.
+///
+/// # Panics
+/// Where nothing may be missing.
+pub fn missing<T>(said: &str) -> Option<T> {
     assert!(std::env::var_os("WINDLASS_TEST_REQUIRE").is_none_or(|value| value != "1"), "{said}");
     eprintln!("not here: {said}");
     None
