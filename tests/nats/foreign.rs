@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use windlass::broker::Disposition;
 use windlass::message::{Mode, Reason, decode};
 
-use super::kit::{self, Behind, connect, open, queue, run};
+use super::kit::{self, Behind, invoicing, run};
 use crate::support::nats::{Nats, Release};
 use crate::support::tool;
 
@@ -35,11 +35,8 @@ fn publish_raw(server: &Nats, subject: &str, headers: &[u8], body: &[u8]) {
 fn odd_messages_block_nothing() {
     let Some(server) = Nats::start(Release::New) else { return };
     run(async {
-        let behind = Behind::connect(&server.url()).await;
-        behind.stream("ORDERS", "orders", "limits").await;
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        Behind::with_orders(&server.url(), "orders").await;
+        let (broker, mut work) = invoicing(&server.url(), "orders").await;
         // No body and no headers; headers without values, twice, with colons, of many bytes; bytes that are no text.
         publish_raw(&server, "orders", b"", b"");
         publish_raw(&server, "orders", b"X-Empty:\r\nX-Twice: a\r\nX-Twice: b\r\nX-Colon: a:b: c\r\n", b"{}");
@@ -73,11 +70,8 @@ fn what_the_command_line_of_others_publishes_is_read() {
     let Some(server) = Nats::start(Release::New) else { return };
     let home = tempfile::tempdir().expect("a folder");
     run(async {
-        let behind = Behind::connect(&server.url()).await;
-        behind.stream("ORDERS", "orders", "limits").await;
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        Behind::with_orders(&server.url(), "orders").await;
+        let (broker, mut work) = invoicing(&server.url(), "orders").await;
         let whole = r#"{"specversion":"1.0","id":"s1","type":"made","source":"/shop","data":{"a":3}}"#;
         let binary = ["-H", "ce-specversion:1.0", "-H", "ce-id:b1", "-H", "ce-type:made", "-H", "ce-source:/shop"];
         let publications: [&[&str]; 6] = [
@@ -135,11 +129,8 @@ const UNREADABLE: [(&[u8], &str); 4] = [
 fn headers_that_the_client_cannot_read_take_no_worker_off_its_queue() {
     let Some(server) = Nats::start(Release::New) else { return };
     run(async {
-        let behind = Behind::connect(&server.url()).await;
-        behind.stream("ORDERS", "orders.>", "limits").await;
-        let invoice = queue("invoice", &["orders.new"]);
-        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let behind = Behind::with_orders(&server.url(), "orders.>").await;
+        let (broker, mut work) = invoicing(&server.url(), "orders.new").await;
         // Not heard by this queue, so none of its affair.
         publish_raw(&server, "orders.old", b"X Name: a\r\n", b"{}");
         for (index, (header, body)) in UNREADABLE.iter().enumerate() {
@@ -176,11 +167,8 @@ fn headers_that_the_client_cannot_read_take_no_worker_off_its_queue() {
 fn an_unreadable_message_whose_letter_was_removed_is_not_found_again() {
     let Some(server) = Nats::start(Release::New) else { return };
     run(async {
-        let behind = Behind::connect(&server.url()).await;
-        behind.stream("ORDERS", "orders", "limits").await;
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        Behind::with_orders(&server.url(), "orders").await;
+        let (broker, mut work) = invoicing(&server.url(), "orders").await;
         // While this one runs, nothing behind it is known to be settled.
         kit::publish(&broker, "orders", &["0"]).await;
         let running = work.one().await;
@@ -207,11 +195,8 @@ fn an_unreadable_message_whose_letter_was_removed_is_not_found_again() {
 fn headers_that_the_client_panics_at_take_no_worker_off_its_queue() {
     let Some(server) = Nats::start(Release::New) else { return };
     run(async {
-        let behind = Behind::connect(&server.url()).await;
-        behind.stream("ORDERS", "orders", "limits").await;
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let behind = Behind::with_orders(&server.url(), "orders").await;
+        let (broker, mut work) = invoicing(&server.url(), "orders").await;
         kit::publish(&broker, "orders", &["before"]).await;
         let running = work.one().await;
         for (round, body) in ["first", "second"].into_iter().enumerate() {
@@ -242,9 +227,7 @@ fn headers_that_the_client_panics_at_take_no_worker_off_its_queue() {
 fn a_record_that_nobody_can_read_becomes_a_dead_letter_with_its_bytes() {
     let Some(server) = Nats::start(Release::New) else { return };
     run(async {
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&server.url(), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let (broker, mut work) = invoicing(&server.url(), "orders").await;
         let behind = Behind::connect(&server.url()).await;
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("ce-windlassrecord", "1");

@@ -121,6 +121,14 @@ pub async fn open(broker: &Arc<dyn Broker>, queue: &Queue) -> Work {
     Work { source: opened.source, settler: opened.settler, notes: opened.notes }
 }
 
+/// A worker of the queue `invoice`, which hears this topic.
+pub async fn invoicing(url: &str, topic: &str) -> (Arc<dyn Broker>, Work) {
+    let invoice = queue("invoice", &[topic]);
+    let broker = connect(url, std::slice::from_ref(&invoice)).await;
+    let work = open(&broker, &invoice).await;
+    (broker, work)
+}
+
 impl Work {
     /// Receives until there are `count` or time is up.
     pub async fn within(&mut self, count: usize, limit: Duration) -> Vec<Delivery> {
@@ -194,6 +202,13 @@ impl Behind {
     /// Connects.
     pub async fn connect(url: &str) -> Self {
         Self(async_nats::connect(url).await.expect("the server can be reached"))
+    }
+
+    /// Connects, and creates the stream `ORDERS` of this subject.
+    pub async fn with_orders(url: &str, subject: &str) -> Self {
+        let behind = Self::connect(url).await;
+        behind.stream("ORDERS", subject, "limits").await;
+        behind
     }
 
     /// A request to JetStream's API, which must succeed. What is lost in a change of leaders is asked again.

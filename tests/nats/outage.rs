@@ -9,7 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use serde_json::json;
 use windlass::broker::{self, Disposition, NatsOptions, Options, Settled};
 
-use super::kit::{Behind, LEASE, SOON, connect, open, options, publish, queue, run, run_for, try_publish};
+use super::kit::{Behind, LEASE, SOON, invoicing, open, options, publish, queue, run, run_for, try_publish};
 use crate::support::nats::{Cluster, Nats, Release};
 use crate::support::proxy::{Cut, Proxy, Toward};
 use crate::support::{http, tool, wait};
@@ -19,11 +19,8 @@ fn a_connection_on_which_everything_vanishes_is_given_up() {
     let Some(server) = Nats::start(Release::New) else { return };
     let proxy = Proxy::to(server.port());
     run(async {
-        let behind = Behind::connect(&server.url()).await;
-        behind.stream("ORDERS", "orders", "limits").await;
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&format!("nats://{}", proxy.host()), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let behind = Behind::with_orders(&server.url(), "orders").await;
+        let (broker, mut work) = invoicing(&format!("nats://{}", proxy.host()), "orders").await;
         for toward in [None, Some(Toward::Client), Some(Toward::Server)] {
             let publish = async |body: &'static str| {
                 behind.0.publish("orders", body.into()).await.expect("published");
@@ -57,9 +54,7 @@ fn a_busy_worker_notices_too() {
     let Some(server) = Nats::start(Release::New) else { return };
     let proxy = Proxy::to(server.port());
     run(async {
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&format!("nats://{}", proxy.host()), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let (broker, mut work) = invoicing(&format!("nats://{}", proxy.host()), "orders").await;
         try_publish(&broker, "orders", "{}".into()).await.expect("stored");
         // Its only slot is taken: it asks for nothing but the lease.
         let delivery = work.one().await;
@@ -110,11 +105,8 @@ fn what_was_done_and_could_not_be_acknowledged_in_time_is_only_acknowledged_when
     let Some(server) = Nats::start(Release::New) else { return };
     let proxy = Proxy::to(server.port());
     run(async {
-        let behind = Behind::connect(&server.url()).await;
-        behind.stream("ORDERS", "orders", "limits").await;
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&format!("nats://{}", proxy.host()), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let behind = Behind::with_orders(&server.url(), "orders").await;
+        let (broker, mut work) = invoicing(&format!("nats://{}", proxy.host()), "orders").await;
         publish(&broker, "orders", &["{}"]).await;
         let delivery = work.one().await;
         proxy.refuse();
@@ -141,9 +133,7 @@ fn a_slow_network_runs_nothing_twice() {
     let Some(server) = Nats::start(Release::New) else { return };
     let proxy = Proxy::to(server.port());
     run(async {
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&format!("nats://{}", proxy.host()), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let (broker, mut work) = invoicing(&format!("nats://{}", proxy.host()), "orders").await;
         proxy.delay(LEASE / 8);
         let mut seen = HashSet::new();
         for round in 0..2 {
@@ -180,9 +170,7 @@ async fn fill(behind: &Behind, count: usize) {
 
 /// Works everything off while `fault` is made so often; what comes after it was counted as confirmed.
 async fn unsound(url: &str, count: usize, faults: usize, fault: &mut (dyn FnMut() + Send)) -> Vec<u64> {
-    let invoice = queue("invoice", &["orders"]);
-    let broker = connect(url, std::slice::from_ref(&invoice)).await;
-    let mut work = open(&broker, &invoice).await;
+    let (broker, mut work) = invoicing(url, "orders").await;
     let (mut confirmed, mut again, mut made) = (HashSet::new(), Vec::new(), 0);
     let mut settling = FuturesUnordered::new();
     while confirmed.len() < count {
@@ -284,9 +272,7 @@ fn the_naive_rule_fails_the_same_faults() {
 fn a_server_that_leaves_is_left() {
     let Some(mut cluster) = Cluster::start(Release::New) else { return };
     run(async {
-        let invoice = queue("invoice", &["orders"]);
-        let broker = connect(&cluster.url(), std::slice::from_ref(&invoice)).await;
-        let mut work = open(&broker, &invoice).await;
+        let (broker, mut work) = invoicing(&cluster.url(), "orders").await;
         let here = |cluster: &Cluster| {
             // It may have left already.
             http::get(cluster.nodes[0].monitor(), "/connz").is_some_and(|(_, page)| page.contains("\"windlass w"))
