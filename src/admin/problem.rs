@@ -76,6 +76,7 @@ impl From<broker::Error> for Problem {
         let status = match &error {
             // Refused by the broker (permission, a foreign file) is as unavailable to a client as down.
             broker::Error::Unavailable(_) | broker::Error::Refused(_) => StatusCode::SERVICE_UNAVAILABLE,
+            broker::Error::Taken(_) => StatusCode::CONFLICT,
             broker::Error::NotFound(_) => StatusCode::NOT_FOUND,
             broker::Error::Rejected(_) => StatusCode::UNPROCESSABLE_ENTITY,
             broker::Error::Usage(_) => StatusCode::BAD_REQUEST,

@@ -79,8 +79,8 @@ const WITHOUT_YES: usize = 1_000;
         (status = 200, description = "Replayed, the oldest first", body = Progress),
         (status = 400, description = "Nothing was selected, or it cannot be read", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such queue or dead letter; nothing was done", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "More than 1,000 without `yes`, or an ambiguous id; nothing was done", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "The broker does not answer, or somebody else replays; how many were done is said", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "More than 1,000 without `yes`, an ambiguous id, or somebody else replays from this queue now; nothing was done", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The broker does not answer; how many were done is said", body = Problem, content_type = "application/problem+json"),
     ))]
 pub(super) async fn replay(
     State(context): State<Context>,

@@ -65,6 +65,9 @@ pub enum Error {
     /// Waiting may help: unreachable, locked, disk full, no leader. Exit code 69.
     #[error("{0}")]
     Unavailable(String),
+    /// Somebody else does now what only one may do at a time, and will have ended. Exit code 69.
+    #[error("{0}")]
+    Taken(String),
     /// A person must change something: credentials, permission, a foreign or newer file, a setting that would
     /// lose jobs. Exit code 78.
     #[error("{0}")]
@@ -83,13 +86,13 @@ pub enum Error {
 impl Error {
     /// Waiting may help, without anybody changing anything.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::Taken(_))
     }
 
     /// The exit code of INTERFACE 5.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Unavailable(_) => 69,
+            Self::Unavailable(_) | Self::Taken(_) => 69,
             Self::Refused(_) => 78,
             Self::NotFound(_) | Self::Rejected(_) => 1,
             Self::Usage(_) => 2,
@@ -527,7 +530,7 @@ pub trait DeadLetters: Send + Sync {
     fn list(&self, query: LetterQuery) -> BoxStream<'_, Result<Letter, Error>>;
 
     /// Takes the right to replay from `queue`, until the guard is dropped or, after a kill, a lease has passed.
-    /// [`Error::Unavailable`] where somebody has it.
+    /// [`Error::Taken`] where somebody has it.
     fn begin_replay<'a>(&'a self, queue: &'a QueueName) -> BoxFuture<'a, Result<ReplayGuard, Error>>;
 
     /// Stores each letter on its queue (the same event id, attempt 1, `replays + 1`, no `expirytime`), waits until

@@ -310,7 +310,9 @@ impl Ended {
                 Err(error) => {
                     self.progress.failed += 1;
                     match error {
-                        Error::Unavailable(_) | Error::Refused(_) | Error::Usage(_) => self.stopped = Some(error),
+                        Error::Unavailable(_) | Error::Taken(_) | Error::Refused(_) | Error::Usage(_) => {
+                            self.stopped = Some(error);
+                        }
                         Error::NotFound(_) | Error::Rejected(_) if self.failures.len() < FAILURES => {
                             self.failures.push((letter.id.clone(), error));
                         }

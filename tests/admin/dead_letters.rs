@@ -133,6 +133,21 @@ fn replay_and_purge_do_what_was_meant_and_nothing_else() {
 }
 
 #[test]
+fn a_second_replay_of_a_queue_is_a_conflict() {
+    let fixture = Fixture::working();
+    import(&fixture, (0..3).map(|n| line(&format!("p{n}"), "permanent", "x", "2026-11-21T10:00:00Z")));
+    let queue = super::queue_name("invoice");
+    let dead = fixture.broker.dead_letters();
+    let running = fixture.runtime.block_on(dead.begin_replay(&queue)).expect("the first has it");
+    let replay = || fixture.post(&format!("{DLQ}/replay"), r#"{"all": true}"#);
+    let detail = replay().problem(409);
+    assert!(detail.contains("replay") && detail.contains("invoice"), "{detail}");
+    assert_eq!(ids(&fixture.get(DLQ).json()).len(), 3, "nothing was done");
+    drop(running);
+    assert_eq!(replay().ok(200).json()["done"], 3);
+}
+
+#[test]
 fn more_than_a_thousand_need_a_yes() {
     let fixture = Fixture::working();
     import(&fixture, (0..1_001).map(|n| line(&format!("m{n:04}"), "permanent", "x", "2026-11-21T10:00:00Z")));

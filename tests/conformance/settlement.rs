@@ -274,7 +274,7 @@ pub async fn replay_begins_anew<S: Subject>(mut bench: Bench<S>) {
     let verbs = site.dead();
     let guard = verbs.begin_replay(&invoice.name).await.expect("nobody replays");
     let refused = verbs.begin_replay(&invoice.name).await;
-    assert!(matches!(refused, Err(windlass::broker::Error::Unavailable(_))), "a second replay waits its turn");
+    assert!(matches!(refused, Err(windlass::broker::Error::Taken(_))), "a second replay waits its turn");
     drop(refused);
     let letters = site.letters().await;
     let replayed = site.dead().replay(&letters, &Mend::default()).await;

@@ -299,6 +299,7 @@ impl KafkaDead {
 fn again(error: &Error) -> Error {
     match error {
         Error::Unavailable(text) => Error::Unavailable(text.clone()),
+        Error::Taken(text) => Error::Taken(text.clone()),
         Error::Refused(text) => Error::Refused(text.clone()),
         Error::NotFound(text) => Error::NotFound(text.clone()),
         Error::Rejected(text) => Error::Rejected(text.clone()),
@@ -367,7 +368,7 @@ impl DeadLetters for KafkaDead {
             let Some(order) = holder.as_ref().filter(|holder| holder.owner == owner).map(|holder| holder.order) else {
                 self.publisher.confirm(&topic, &marks::claim(queue, &owner, None, None)).await?;
                 let left = holder.map_or(Duration::ZERO, |holder| now.until(holder.until));
-                return Err(Error::Unavailable(format!(
+                return Err(Error::Taken(format!(
                     "somebody replays from {queue} now; if that was killed, its claim ends in {} s",
                     left.as_secs() + 1
                 )));

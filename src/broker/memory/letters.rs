@@ -53,7 +53,7 @@ impl DeadLetters for Letters {
         let begin = || {
             let store = self.0.store(queue)?;
             if !store.begin_replay() {
-                return Err(Error::Unavailable(format!("a replay of queue {queue} is under way")));
+                return Err(Error::Taken(format!("a replay of queue {queue} is under way")));
             }
             Ok(ReplayGuard::new(move || store.end_replay()))
         };

@@ -327,7 +327,7 @@ async fn claim(inner: Arc<Inner>, queue: &QueueName) -> Result<ReplayGuard, Erro
         let until = Timestamp::from_millis(body["until"].as_i64().unwrap_or(0));
         if inner.options.clock.now() < until {
             let by = body["by"].as_str().unwrap_or("somebody");
-            return Err(Error::Unavailable(format!(
+            return Err(Error::Taken(format!(
                 "{by} is replaying from {queue}; if it was killed, its claim ends at {}",
                 until.to_rfc3339()
             )));
@@ -336,7 +336,7 @@ async fn claim(inner: Arc<Inner>, queue: &QueueName) -> Result<ReplayGuard, Erro
     let mut seq =
         write_claim(&inner, &subject, before.as_ref().map_or(0, |before| before.seq)).await.map_err(|error| {
             if code::WRONG_SEQUENCE.contains(&error.err_code()) {
-                Error::Unavailable(format!("somebody else began to replay from {queue} just now"))
+                Error::Taken(format!("somebody else began to replay from {queue} just now"))
             } else {
                 failed(error)
             }

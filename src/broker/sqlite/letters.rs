@@ -100,6 +100,7 @@ impl Letters {
 fn again(error: &Error) -> Error {
     match error {
         Error::Unavailable(text) => Error::Unavailable(text.clone()),
+        Error::Taken(text) => Error::Taken(text.clone()),
         Error::Refused(text) => Error::Refused(text.clone()),
         Error::NotFound(text) => Error::NotFound(text.clone()),
         Error::Rejected(text) => Error::Rejected(text.clone()),
@@ -384,7 +385,7 @@ async fn begin(writer: &mut Writer, name: &QueueName) -> Result<(i64, i64), Erro
     script.bind(queue);
     let answers = script.run_whole(&mut writer.connection).await.map_err(said)?;
     if answers[taken].changed == 0 {
-        return Err(Error::Unavailable(format!(
+        return Err(Error::Taken(format!(
             "somebody replays from the dead letters of {name} already; wait until that is done, or {} s if it was killed",
             writer.lease.as_secs()
         )));
