@@ -167,6 +167,39 @@ fn a_retry_that_is_due_is_ready_and_ages() {
     crate::support::wait::until("it ages", std::time::Duration::from_secs(30), aged);
 }
 
+/// A killed worker's job is running for as long as its lease lasts, and then ready for whoever comes.
+#[test]
+fn what_a_killed_worker_ran_is_ready_once_its_lease_has_ended() {
+    let place = Place::with(&format!("{SLEEPER}[worker]\nlease = \"1s\"\n"));
+    place.ok(["enqueue", "sleeper", "{\"for\":\"1h\"}"]);
+    let mut worker = worker(&place, &[]);
+    let figures = || (place.figure("sleeper", "ready"), place.figure("sleeper", "running"));
+    worker.until("it runs the job", Duration::from_secs(60), |_| figures() == (0.into(), 1.into()));
+    worker.signal(libc::SIGKILL);
+    crate::support::wait::until("its lease has ended", Duration::from_secs(60), || figures() == (1.into(), 0.into()));
+    let aged = || place.run(["status", "sleeper", "--fail-if", "age>1s"]).code == 1;
+    crate::support::wait::until("it ages", Duration::from_secs(60), aged);
+}
+
+/// A queue has several lanes, of which each waits for room: the log has one line of it.
+#[test]
+fn a_full_queue_is_said_once_each_time() {
+    let place = Place::with(&format!("{SLEEPER}[worker]\nslots = 2\n"));
+    let jobs = "{\"for\":\"300ms\"}\n".repeat(6);
+    assert_eq!(place.feed(["enqueue", "sleeper", "-", "--lines"], jobs.as_bytes()).code, 0);
+    let left = place.run(["run", "--burst", "--set", "log.format=json", "--set", "admin.listen=none"]);
+    assert_eq!(left.code, 0, "{left:?}");
+    let said = objects(&left.err).into_iter().filter_map(|line| {
+        let message = line["message"].as_str()?.to_owned();
+        (line["why"] == "full").then_some(message)
+    });
+    let said: Vec<String> = said.collect();
+    assert!(!said.is_empty(), "it was full: {}", left.err);
+    for (number, message) in said.iter().enumerate() {
+        assert_eq!(message, ["intake is paused", "intake goes on"][number % 2], "{}", left.err);
+    }
+}
+
 /// Whoever has left in good order is counted no more.
 #[cfg(feature = "nats")]
 #[test]

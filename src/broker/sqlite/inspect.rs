@@ -1,6 +1,6 @@
 //! What the file holds, without asking a worker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,6 +123,36 @@ pub(super) fn attached(rows: &[SqliteRow], monotonic: &Monotonic) -> BTreeMap<i6
     queues
 }
 
+/// What the workers of one queue have, or had, in hand.
+#[derive(Clone, Copy, Default)]
+struct InHand {
+    /// Under a lease.
+    running: u64,
+    /// Of workers whose lease has ended: whoever comes takes it over.
+    ready: u64,
+    /// When the oldest of these was published.
+    oldest_ready: Option<i64>,
+}
+
+/// By queue; `running`: queue, owner, how many, the oldest.
+fn in_hand(running: &[SqliteRow], workers: &[SqliteRow], monotonic: &Monotonic) -> BTreeMap<i64, InHand> {
+    let (boot, now) = (Process::this().boot, monotonic.now());
+    // A lease counts from the boot: one of another boot has ended.
+    let leased: BTreeSet<i64> =
+        workers.iter().filter(|row| text(row, 2) == boot && int(row, 6) >= now).map(|row| int(row, 7)).collect();
+    let mut queues: BTreeMap<i64, InHand> = BTreeMap::new();
+    for row in running {
+        let hand = queues.entry(int(row, 0)).or_default();
+        if leased.contains(&int(row, 1)) {
+            hand.running += int(row, 2) as u64;
+        } else {
+            hand.ready += int(row, 2) as u64;
+            hand.oldest_ready = hand.oldest_ready.into_iter().chain(int_or_null(row, 3)).min();
+        }
+    }
+    queues
+}
+
 async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus>, Error> {
     let now = shared.clock.now();
     let mut script = Script::default();
@@ -131,7 +161,10 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
         "SELECT id, name, keep_dead FROM queue WHERE forgotten = 0 OR id IN (SELECT queue FROM dead) ORDER BY name",
     );
     script.add(WORKERS);
-    script.add("SELECT queue, count(*) FROM running GROUP BY queue");
+    script.add(
+        "SELECT r.queue, r.owner, count(*), min(e.at) FROM running r LEFT JOIN event e ON e.id = r.event \
+         GROUP BY r.queue, r.owner",
+    );
     script.add("SELECT queue, count(*), min(last) FROM dead GROUP BY queue");
     // Each is a range of a small tree, counted without looking at a column.
     script.add(
@@ -158,8 +191,10 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
     let of = |statement: usize| -> BTreeMap<i64, &SqliteRow> {
         answers[statement].rows.iter().map(|row| (int(row, 0), row)).collect()
     };
-    let workers = attached(&answers[2].rows, &Monotonic::beside(&shared.clock));
-    let (running, dead, fresh, later) = (of(3), of(4), of(5), of(6));
+    let monotonic = Monotonic::beside(&shared.clock);
+    let workers = attached(&answers[2].rows, &monotonic);
+    let in_hand = in_hand(&answers[3].rows, &answers[2].rows, &monotonic);
+    let (dead, fresh, later) = (of(4), of(5), of(6));
     let count = |row: Option<&&SqliteRow>, column| row.map_or(0, |row| int_or_null(row, column).unwrap_or(0) as u64);
     let all = answers[1].rows.iter().map(|row| {
         let id = int(row, 0);
@@ -170,7 +205,8 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
             (later_count(1), later_count(2), later_count(3), later_count(4), later_count(5));
         // Retries of suspects are in none of the first two.
         let suspect_retries = later_count(8);
-        let oldest = [oldest_fresh, oldest_due].into_iter().flatten().min();
+        let hand = in_hand.get(&id).copied().unwrap_or_default();
+        let oldest = [oldest_fresh, oldest_due, hand.oldest_ready].into_iter().flatten().min();
         let dead_oldest = dead.get(&id).and_then(|row| int_or_null(row, 2));
         let age = |millis: Option<i64>| Some(millis.map_or(Duration::ZERO, |at| Timestamp::from_millis(at).until(now)));
         let mut notes = Vec::new();
@@ -180,8 +216,8 @@ async fn status(shared: &Shared, queues: &[QueueName]) -> Result<Vec<QueueStatus
         let workers = workers.get(&id);
         QueueStatus {
             name: text(row, 1),
-            ready: Some(count(fresh.get(&id), 1) + count(fresh.get(&id), 2) + due + suspects),
-            running: Some(count(running.get(&id), 1)),
+            ready: Some(count(fresh.get(&id), 1) + count(fresh.get(&id), 2) + due + suspects + hand.ready),
+            running: Some(hand.running),
             // What is due is ready, whatever it waited for.
             retrying: Some(retries.saturating_sub(due_retries)),
             scheduled: Some((not_due + due_retries + suspect_retries).saturating_sub(retries)),
