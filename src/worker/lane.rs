@@ -303,6 +303,8 @@ async fn wait_for_room(queue: &Arc<Queue>, why: Why) {
     };
     let since = Instant::now();
     let mut said = false;
+    // Each lane waits here; one of them speaks for the queue.
+    let mut speaks = None;
     loop {
         tokio::select! {
             biased;
@@ -311,16 +313,34 @@ async fn wait_for_room(queue: &Arc<Queue>, why: Why) {
         }
         if !said && since.elapsed() >= FULL_FOR {
             said = true;
-            queue.meter.set_paused(why, true);
-            events::IntakePaused { queue: queue.name(), why }.emit();
+            speaks = Speaks::for_queue(queue);
+            if speaks.is_some() {
+                queue.meter.set_paused(why, true);
+                events::IntakePaused { queue: queue.name(), why }.emit();
+            }
         }
         if room() {
             break;
         }
     }
-    if said {
+    if speaks.is_some() {
         queue.meter.set_paused(why, false);
         events::IntakeResumed { queue: queue.name(), why, after: since.elapsed() }.emit();
+    }
+}
+
+/// Held by the one lane that says for its queue that intake stops and goes on.
+struct Speaks<'a>(&'a Queue);
+
+impl<'a> Speaks<'a> {
+    fn for_queue(queue: &'a Queue) -> Option<Self> {
+        (!queue.full.swap(true, Ordering::AcqRel)).then_some(Self(queue))
+    }
+}
+
+impl Drop for Speaks<'_> {
+    fn drop(&mut self) {
+        self.0.full.store(false, Ordering::Release);
     }
 }
 

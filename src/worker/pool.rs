@@ -133,6 +133,8 @@ pub struct Queue {
     bytes: AtomicUsize,
     /// It received, or waited in vain, since it was opened or last failed.
     pub consuming: AtomicBool,
+    /// One of its lanes has said that intake stopped for lack of room, and will say that it goes on.
+    pub full: AtomicBool,
     last_success: AtomicI64,
     pause: Mutex<Option<Pause>>,
     /// Jobs done, attempts to be made again, dead letters.
@@ -203,6 +205,7 @@ impl Queue {
             unconfirmed: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             consuming: AtomicBool::new(false),
+            full: AtomicBool::new(false),
             last_success: AtomicI64::new(0),
             pause: Mutex::new(None),
             counts: Counts::default(),
