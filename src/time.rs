@@ -24,10 +24,14 @@ impl Timestamp {
         self.0
     }
 
-    /// This time plus `delay`, rounded up to the millisecond so that nothing is ever early.
+    /// The last that RFC 3339 can say in any offset: at the end of the year 9999.
+    const LAST: i64 = 253_402_207_200_000;
+
+    /// This time plus `delay`, rounded up to the millisecond so that nothing is ever early; never after the year 9999.
     pub fn after(self, delay: Duration) -> Self {
         let millis = delay.as_nanos().div_ceil(1_000_000);
-        Self(self.0.saturating_add(i64::try_from(millis).unwrap_or(i64::MAX)))
+        let sum = self.0.saturating_add(i64::try_from(millis).unwrap_or(i64::MAX));
+        Self(sum.min(Self::LAST.max(self.0)))
     }
 
     /// How long before `later` this was; zero when it was not.
@@ -44,7 +48,8 @@ impl Timestamp {
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let instant: jiff::Timestamp = text.trim().parse().ok()?;
         let nanos = instant.as_nanosecond();
-        i64::try_from(nanos.div_euclid(1_000_000) + i128::from(nanos.rem_euclid(1_000_000) > 0)).ok().map(Self)
+        let millis = nanos.div_euclid(1_000_000) + i128::from(nanos.rem_euclid(1_000_000) > 0);
+        i64::try_from(millis).ok().map(|millis| Self(millis.min(Self::LAST)))
     }
 }
 
@@ -181,6 +186,15 @@ pub fn format_duration(duration: Duration) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn no_delay_leads_to_a_time_that_cannot_be_written() {
+        for delay in [Duration::MAX, Duration::from_secs(9_000 * 366 * 86_400)] {
+            let at = Clock::System.now().after(delay);
+            assert_eq!(at.to_rfc3339(), "9999-12-30T22:00:00.000Z");
+            assert_eq!(Timestamp::parse_rfc3339(&at.to_rfc3339()), Some(at));
+        }
+    }
 
     #[test]
     fn durations_add_up() {

@@ -103,6 +103,10 @@ pub struct Facts<'a> {
     pub job: &'a JobName,
 }
 
+/// What a job may ask for with `Retry-After` or `retry_after`: a hundred years, as a configuration may. What is longer is
+/// a mistake, and beyond what a time can be.
+const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+
 /// What is to be done about an outcome. Pure; the only `match` on [`Outcome`] that decides anything.
 pub fn decide(outcome: &Outcome, facts: &Facts<'_>) -> Disposition {
     match outcome {
@@ -168,7 +172,7 @@ impl Facts<'_> {
         }
         let delay = match after {
             // "No earlier than": jitter adds here too, so that those refused together do not return together.
-            Some(after) => after.mul_f64(1.0 + 0.1 * self.policy.jitter * self.jitter.clamp(0.0, 1.0)),
+            Some(after) => after.min(LONGEST).mul_f64(1.0 + 0.1 * self.policy.jitter * self.jitter.clamp(0.0, 1.0)),
             None => self.policy.delay(self.attempt, self.jitter),
         };
         Disposition::Retry {
@@ -195,6 +199,18 @@ mod tests {
     use super::*;
     use crate::handler::Error;
     use proptest::prelude::*;
+
+    #[test]
+    fn whatever_a_server_asks_for_is_a_time_that_can_be_stored() {
+        let (policy, job) = (Policy::default(), JobName::new("j").expect("a name"));
+        for after in [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(365 * 86_400)] {
+            let outcome = Outcome::Failed(Error::retry_after(after, "later"));
+            let Disposition::Retry { at, .. } = decide(&outcome, &facts(&policy, &job, 1)) else {
+                panic!("it is tried again")
+            };
+            assert_eq!(Timestamp::parse_rfc3339(&at.to_rfc3339()), Some(at), "{after:?}");
+        }
+    }
 
     fn facts<'a>(policy: &'a Policy, job: &'a JobName, attempt: u32) -> Facts<'a> {
         Facts {

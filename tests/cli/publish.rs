@@ -184,6 +184,10 @@ fn enqueue_is_for_one_queue() {
     assert_eq!(place.figure("nightly", "ready"), 2);
     assert_eq!(place.figure("nightly", "scheduled"), 2);
     assert_eq!(place.figure("invoice", "ready"), 0);
+    // However far ahead: a time that can be read again.
+    let far = place.json(["enqueue", "nightly", "{}", "--in", "36500000d"]);
+    assert_eq!(far[0]["not_before"], "9999-12-30T22:00:00.000Z");
+    assert_eq!(place.figure("nightly", "scheduled"), 3);
     let unknown = place.run(["enqueue", "nigthly", "{}"]);
     assert_eq!((unknown.code, unknown.out.as_str()), (1, ""), "{unknown:?}");
     assert!(unknown.err.contains("nightly"), "{unknown:?}");
