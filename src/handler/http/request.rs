@@ -21,6 +21,16 @@ pub fn headers(event: &Event, attempt: u32) -> HeaderMap {
     {
         put(&mut headers, attribute::PARTITIONKEY, key);
     }
+    // Of a plain message it is no attribute, and is obeyed all the same; a replay has none.
+    match event.expires {
+        Some(expires) if !headers.contains_key("ce-expirytime") => {
+            put(&mut headers, attribute::EXPIRYTIME, &expires.to_rfc3339());
+        }
+        Some(_) => {}
+        None => {
+            headers.remove("ce-expirytime");
+        }
+    }
     // Ours come last and replace a producer's of the same name.
     headers.insert("ce-specversion", HeaderValue::from_static("1.0"));
     put(&mut headers, attribute::ID, &event.id);

@@ -104,6 +104,7 @@ async fn an_attempt_is_one_cloudevent_in_binary_mode() {
         &[
             ("ce-subject", "p%C3%A4t%20ient"),
             ("ce-partitionkey", "k"),
+            ("ce-expirytime", "2036-01-01T00:00:00Z"),
             ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
             ("tracestate", "a=b"),
             ("authorization", "Bearer of-the-producer"),
@@ -124,6 +125,7 @@ async fn an_attempt_is_one_cloudevent_in_binary_mode() {
         ("ce-type", "report.done"),
         ("ce-subject", "p%C3%A4t%20ient"),
         ("ce-partitionkey", "k"),
+        ("ce-expirytime", "2036-01-01T00:00:00Z"),
         ("ce-attempt", "3"),
         ("content-type", "application/json"),
         ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
@@ -160,9 +162,15 @@ async fn bodies_are_called_what_they_are() {
         Some(&HeaderValue::from_static("true"))
     );
 
+    // A plain message's is sent too.
+    let plain = fixture::event(&[("expirytime", "2036-01-01T00:00:00.000Z")], b"{}");
+    job.call(fixture::context(plain, 1, false).await).await.expect("200 is done");
+    let sent = server.seen().pop().expect("a request").headers.get("ce-expirytime").cloned();
+    assert_eq!(sent, Some(HeaderValue::from_static("2036-01-01T00:00:00.000Z")));
+
     let cx = fixture::context(fixture::event(&[("content-type", "application/json")], b"{"), 1, false).await;
     assert_eq!(job.call(cx).await.expect_err("malformed").verdict(), Verdict::Malformed);
-    assert_eq!(server.seen().len(), 5, "a malformed event must not be sent");
+    assert_eq!(server.seen().len(), 6, "a malformed event must not be sent");
 }
 
 #[tokio::test]
