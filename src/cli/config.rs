@@ -136,6 +136,9 @@ fn check(session: &Session, registry: &Registry, file: Option<PathBuf>) -> Done 
 
 fn show(session: &Session) -> Done {
     let loaded: Loaded = config::load(source(session, None)).map_err(refused)?;
+    for unknown in &loaded.unknown {
+        session.note(format_args!("warning: {unknown}"));
+    }
     let mut out = session.output();
     if session.json() {
         config::settings(&loaded).iter().try_for_each(|setting| out.json(setting))?;

@@ -129,7 +129,16 @@ fn nearest(rest: &str) -> Option<String> {
         }
         tables => tables.join("."),
     };
-    key::is_table(&pattern).then(|| meaning::meant(&pattern, last)).flatten()
+    let said = key::is_table(&pattern).then(|| meaning::meant(&pattern, last)).flatten()?;
+    // What is named by its whole path is written as a variable here.
+    let dotted = said.split('"').nth(1).filter(|path| key::find(path).is_some());
+    Some(match dotted {
+        Some(path) => {
+            let name = path.split('.').map(spelt).collect::<Vec<_>>().join("__");
+            said.replace(&format!("{path:?}"), &format!("{PREFIX}{name}"))
+        }
+        None => said,
+    })
 }
 
 /// Puts a text at a path, read as the key's kind wants it.

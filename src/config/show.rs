@@ -15,10 +15,19 @@ use crate::message::QueueName;
 pub struct Setting {
     /// Dotted: `queues.invoice.retry.attempts`.
     pub key: String,
-    /// As TOML writes it; secrets are `"***"`.
+    /// As TOML writes it, and as JSON does where it is serialised; secrets are `"***"`.
+    #[serde(serialize_with = "as_json")]
     pub value: String,
     /// `windlass.toml:3:9`, a variable, a flag, or `default`.
     pub origin: String,
+}
+
+fn as_json<S: serde::Serializer>(value: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let read = toml::from_str::<toml::Table>(&format!("value = {value}")).ok();
+    match read.and_then(|mut table| table.remove("value")) {
+        Some(toml::Value::Datetime(_)) | None => serializer.serialize_str(value),
+        Some(value) => value.serialize(serializer),
+    }
 }
 
 /// Every key that has a value, in the order of the documentation. Queues and jobs by name.

@@ -193,7 +193,7 @@ fn an_unknown_variable_is_a_fault_for_check_alone() {
     assert_eq!(
         unknown,
         [
-            "WINDLASS_CONCURRENCY: no such variable; here it is called \"worker.slots\"",
+            "WINDLASS_CONCURRENCY: no such variable; here it is called WINDLASS_WORKER__SLOTS",
             "WINDLASS_WORKER_LEASE: no such variable; did you mean WINDLASS_WORKER__LEASE?",
             "WINDLASS_WORKER__SLOTZ: no such variable; did you mean WINDLASS_WORKER__SLOTS?",
         ]

@@ -125,6 +125,19 @@ fn unknown_variables_are_a_fault_for_check_alone() {
     assert_eq!(with(&["config", "check"]).code, 78);
     let show = with(&["config", "show"]);
     assert_eq!(show.code, 0, "{show:?}");
+    assert!(show.err.contains("warning: WINDLASS_WORKER__SLOTZ"), "{show:?}");
+    // What is meant is named as a variable, by its spelling and by what others call it.
+    for (name, meant) in [
+        ("WINDLASS_SLOTS", "WINDLASS_WORKER__SLOTS"),
+        ("WINDLASS_CONCURRENCY", "WINDLASS_WORKER__SLOTS"),
+        ("WINDLASS_LOG_LEVEL", "WINDLASS_LOG__LEVEL"),
+    ] {
+        let mut command = place.command(["config", "check"]);
+        command.env(name, "3");
+        let left = super::run(command, b"");
+        assert!(left.code == 78 && left.err.contains(&format!("{name}: ")), "{left:?}");
+        assert!(left.err.trim_end().trim_end_matches('?').ends_with(meant), "{left:?}");
+    }
 }
 
 #[test]
@@ -136,9 +149,12 @@ fn show_names_where_each_value_came_from() {
     let settings = objects(&left.out);
     let origin = |key: &str| {
         let setting = settings.iter().find(|setting| setting["key"] == key).unwrap_or_else(|| panic!("no {key}"));
-        (setting["value"].as_str().expect("text").to_owned(), setting["origin"].as_str().expect("text").to_owned())
+        (setting["value"].clone(), setting["origin"].as_str().expect("text").to_owned())
     };
-    assert_eq!(origin("worker.slots").0, "128");
+    // Values are JSON's own, not TOML in quotes.
+    assert_eq!(origin("worker.slots").0, 128);
+    assert_eq!(origin("broker").0, "sqlite://windlass.db");
+    assert_eq!(origin("queues.invoice.topics").0, serde_json::json!(["reports.finalized"]));
     assert!(origin("worker.slots").1.contains("--set"));
     assert!(origin("worker.grace").1.contains("WINDLASS_WORKER__GRACE"));
     assert!(origin("broker").1.contains("windlass.toml:2"));
