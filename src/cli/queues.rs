@@ -10,7 +10,7 @@ use super::session::{Connection, Session};
 use super::shape::{Forgotten, KnownQueue};
 use super::table::{Table, count, counted, cut, number, text};
 use crate::broker::Role;
-use crate::message::QueueName;
+use crate::message::{QueueName, Topic};
 
 /// The verbs of `queues`.
 #[derive(Args, Debug)]
@@ -76,9 +76,15 @@ fn list(session: Session) -> Done {
         } else {
             let mut table = Table::new(&[text("QUEUE"), number("WORKERS"), cut("TOPICS")]);
             for queue in queues {
-                let topics = match queue.topics.len() {
-                    0 => ("(only what is enqueued)".to_owned(), Some(Paint::Dim)),
-                    _ => (queue.topics.join(", "), None),
+                let configured = connection.config.queues.get(&queue.name).map_or(&[][..], |queue| &queue.topics);
+                let topics = match (queue.topics.is_empty(), configured) {
+                    (true, []) => ("(only what is enqueued)".to_owned(), Some(Paint::Dim)),
+                    // The configuration's, and the broker has nothing of it yet.
+                    (true, topics) => {
+                        let topics: Vec<&str> = topics.iter().map(Topic::as_str).collect();
+                        (format!("(none yet; `windlass run` makes it hear {})", topics.join(", ")), Some(Paint::Dim))
+                    }
+                    (false, _) => (queue.topics.join(", "), None),
                 };
                 table.row(vec![(queue.name.to_string(), Some(Paint::Bold)), count(queue.workers, None), topics]);
             }

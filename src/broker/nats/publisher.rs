@@ -102,7 +102,16 @@ impl NatsPublisher {
 
     async fn to_topic(&self, topic: &Topic, publication: &Publication) -> Result<Published, Error> {
         if topic.as_str().split('.').any(|token| token.is_empty() || token == "*" || token == ">") {
-            return Err(Error::Rejected(format!("{topic} is no subject that can be published to")));
+            return Err(Error::Rejected(format!(
+                "{topic} is no subject that can be published to: a dot stands between two words, and wildcards are for those who \
+                 hear"
+            )));
+        }
+        if ["$JS.", "$SYS."].iter().any(|own| topic.as_str().starts_with(own)) {
+            return Err(Error::Rejected(format!(
+                "{topic} is the NATS server's own: what begins with $JS or $SYS is a request to it and no event; choose another \
+                 topic"
+            )));
         }
         let body = publication.message.body.clone().unwrap_or_default();
         let mut headers = wire::headers_out(&publication.message.headers).map_err(Error::Rejected)?;
