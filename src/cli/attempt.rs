@@ -120,15 +120,21 @@ impl From<broker::Error> for Failed {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        let kind = error.kind();
-        let message = error.message();
+        // What the error is called, such as `http 422`, unless its text says so itself.
+        let (kind, message) = (error.kind(), error.message());
+        let code = kind.strip_prefix("http ").unwrap_or(kind);
+        let text = if kind.is_empty() || message.starts_with(code) {
+            message.to_owned()
+        } else {
+            format!("{kind}: {message}")
+        };
         Self(match error.verdict() {
-            Verdict::Retry => format!("{kind}: {message} (a worker would try again)"),
+            Verdict::Retry => format!("{text} (a worker would try again)"),
             Verdict::RetryAfter(delay) => {
-                format!("{message} (a worker would try again after {})", format_duration(delay))
+                format!("{text} (a worker would try again after {})", format_duration(delay))
             }
-            Verdict::Permanent => format!("{message} (permanent: a dead letter)"),
-            Verdict::Malformed => format!("{message} (malformed: a dead letter)"),
+            Verdict::Permanent => format!("{text} (permanent: a dead letter)"),
+            Verdict::Malformed => format!("{text} (malformed: a dead letter)"),
             Verdict::Snooze(delay) => format!("not yet (a worker would try again after {})", format_duration(delay)),
         })
     }

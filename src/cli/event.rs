@@ -8,7 +8,7 @@ use clap::Args;
 use super::fault::{Fault, USAGE};
 use super::input::{self, Input};
 use super::output::{self, Output};
-use super::when::When;
+use super::when::{When, whole};
 use crate::broker::{self, Publication, Published, Publisher};
 use crate::client::{Address, Draft};
 use crate::message::is_json;
@@ -36,7 +36,7 @@ pub struct Flags {
     #[arg(long, conflicts_with = "empty")]
     pub lines: bool,
     /// Leave out the first N lines: go on after a failure
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "lines")]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "lines", value_parser = whole::<u64>)]
     pub skip: u64,
     /// An empty body
     #[arg(long, conflicts_with = "data")]

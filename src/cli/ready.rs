@@ -79,27 +79,34 @@ async fn ask(url: &str, timeout: std::time::Duration) -> Result<(), String> {
     let client = client.map_err(|error| format!("{url}: {}", causes(&error)))?;
     let response = client.get(url).send().await.map_err(|error| format!("{url}: {}", causes(&error.without_url())))?;
     let status = response.status();
-    if status.is_success() {
-        return Ok(());
-    }
     let body = response.text().await.unwrap_or_default();
-    Err(format!("{url}: {}{}", status.as_u16(), failed_checks(&body)))
+    match serde_json::from_str::<Body>(&body) {
+        Ok(_) if status.is_success() => Ok(()),
+        Ok(body) => Err(format!("{url}: {}{}", status.as_u16(), failed_checks(body))),
+        Err(_) => Err(format!(
+            "{url}: {}, which is no worker's answer: has another program this port? A worker that finds its default port \
+             taken logs which one it took instead; `windlass ready URL` asks there",
+            status.as_u16()
+        )),
+    }
+}
+
+/// What a worker answers.
+#[derive(serde::Deserialize)]
+struct Body {
+    checks: Vec<Check>,
+}
+
+#[derive(serde::Deserialize)]
+struct Check {
+    name: String,
+    status: String,
+    #[serde(default)]
+    detail: Option<String>,
 }
 
 /// The failed checks that a worker names.
-fn failed_checks(body: &str) -> String {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        checks: Vec<Check>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Check {
-        name: String,
-        status: String,
-        #[serde(default)]
-        detail: Option<String>,
-    }
-    let Ok(body) = serde_json::from_str::<Body>(body) else { return String::new() };
+fn failed_checks(body: Body) -> String {
     let failed: Vec<String> = body
         .checks
         .into_iter()
@@ -143,7 +150,7 @@ mod tests {
     #[test]
     fn failed_checks_are_named() {
         let body = r#"{"status":"not ready","checks":[{"name":"broker","status":"failed","detail":"down"},{"name":"x","status":"ok"}]}"#;
+        let body = serde_json::from_str(body).expect("an answer");
         assert_eq!(failed_checks(body), ", not ready: broker (down)");
-        assert_eq!(failed_checks("nonsense"), "");
     }
 }

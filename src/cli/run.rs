@@ -10,7 +10,7 @@ use clap::Args;
 use super::Done;
 use super::fault::Fault;
 use super::session::{Session, did_you_mean};
-use super::when::rfc3339;
+use super::when::{at_least_one, rfc3339};
 use crate::app::{App, RunOptions};
 use crate::broker::Start;
 use crate::config::{self, Config};
@@ -42,7 +42,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = parse_duration, requires = "burst")]
     linger: Duration,
     /// Jobs running at once in this process: worker.slots
-    #[arg(long, value_name = "N", short_alias = 'c', alias = "concurrency")]
+    #[arg(long, value_name = "N", short_alias = 'c', alias = "concurrency", value_parser = at_least_one::<NonZeroUsize>)]
     slots: Option<NonZeroUsize>,
     /// Hear this topic, without a file; with --http
     #[arg(long, value_name = "TOPIC", requires = "http")]

@@ -45,6 +45,16 @@ impl When {
     }
 }
 
+/// A whole number, for clap.
+pub fn whole<N: std::str::FromStr>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| format!("expected a whole number such as 10, found {text:?}"))
+}
+
+/// A whole number that is not 0, for clap.
+pub fn at_least_one<N: std::str::FromStr>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| format!("expected a whole number of at least 1, found {text:?}"))
+}
+
 /// RFC 3339 alone, for clap.
 pub fn rfc3339(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse_rfc3339(text)

@@ -290,6 +290,7 @@ fn a_bad_line_is_named_and_the_others_are_stored() {
     assert_eq!(left.code, 1, "{left:?}");
     assert_eq!(objects(&left.out)[0], serde_json::json!({"selected": 3, "done": 1, "failed": 2, "dry_run": false}));
     assert!(left.err.contains("line 2: ") && left.err.contains("line 3: id: "), "{left:?}");
+    assert!(left.err.contains("not JSON from column 2 on") && !left.err.contains("at line 1"), "{left:?}");
     assert_eq!(place.run(["dlq", "import", "absent", "-"]).code, 1);
     assert_eq!(place.run(["dlq", "import", "invoice", "{}"]).code, 2);
 }

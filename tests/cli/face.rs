@@ -122,10 +122,46 @@ fn trying_a_job_needs_no_broker() {
 }
 
 #[test]
+fn trying_a_job_over_http_says_what_the_server_answered() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/jobs/invoice", listener.local_addr().expect("bound"));
+    let answers = std::thread::spawn(move || {
+        for head in ["422 Unprocessable Content", "503 Service Unavailable\r\nretry-after: 7"] {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut request = [0; 4_096];
+            let _ = stream.read(&mut request).expect("a request");
+            write!(stream, "HTTP/1.1 {head}\r\ncontent-length: 3\r\nconnection: close\r\n\r\nwhy").expect("answered");
+        }
+    });
+    let place = Place::with(&format!("broker = \"sqlite://a.db\"\n[jobs.invoice]\nhttp = \"{url}\"\n"));
+    let said = || place.run(["try", "invoice", "{}"]).err;
+    assert_eq!(said(), "error: invoice: http 422: why (permanent: a dead letter)\n");
+    assert_eq!(said(), "error: invoice: http 503: why (a worker would try again after 7s)\n");
+    answers.join().expect("both were asked");
+}
+
+#[test]
+fn numbers_that_are_none_are_said_in_words() {
+    let place = Place::empty();
+    for (words, said) in [
+        (&["dlq", "list", "--limit", "x"][..], "expected a whole number such as 10, found \"x\""),
+        (&["run", "--slots", "0"], "expected a whole number of at least 1, found \"0\""),
+        (&["publish", "t", "-", "--lines", "--skip", "1.5"], "expected a whole number such as 10, found \"1.5\""),
+        (&["bench", "--jobs", "many"], "expected a whole number of at least 1, found \"many\""),
+    ] {
+        let left = place.run(words);
+        assert_eq!(left.code, 2, "{left:?}");
+        assert!(left.err.contains(said), "{left:?}");
+    }
+}
+
+#[test]
 fn ready_says_so_by_its_exit_code() {
     let place = Place::empty();
     let (address, answers) = serve(vec![
-        ("200 OK", "{}"),
+        ("200 OK", r#"{"status":"ready","checks":[{"name":"intake","status":"ok","detail":null}]}"#),
+        ("200 OK", "Welcome!"),
         (
             "503 Service Unavailable",
             r#"{"status":"not ready","checks":[{"name":"broker","status":"failed","detail":"unreachable"}]}"#,
@@ -133,11 +169,15 @@ fn ready_says_so_by_its_exit_code() {
     ]);
     let ready = place.run(["ready", &address]);
     assert_eq!((ready.code, ready.out.as_str()), (0, ""), "{ready:?}");
+    // Whoever else has the port says nothing of the worker.
+    let other = place.run(["ready", &address]);
+    assert_eq!(other.code, 1, "{other:?}");
+    assert!(other.err.contains("no worker's answer"), "{other:?}");
     let not = place.run(["ready", &format!("http://{address}/ready"), "--json"]);
     assert_eq!(not.code, 1, "{not:?}");
     assert!(not.err.contains("503") && not.err.contains("broker (unreachable)"), "{not:?}");
     assert!(not.out.contains("\"ready\":false"), "{not:?}");
-    answers.join().expect("both were asked");
+    answers.join().expect("all were asked");
     // Nobody listens there any more.
     assert_eq!(place.run(["ready", &address]).code, 1);
     place.write("windlass.toml", "broker = \"sqlite://a.db\"\n[admin]\nlisten = \"none\"\n");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::body;
 use crate::cli::fault::Fault;
+use crate::cli::when::at_least_one;
 use crate::time::parse_duration;
 
 /// Flags of `bench`.
@@ -28,13 +29,13 @@ bears a name of its own and is removed; a run that was killed is cleared up by t
 --set, settings of the broker: --set sqlite.synchronous=normal.")]
 pub struct Arguments {
     /// Jobs of a round; 100,000, and fewer where each takes time
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroU64>)]
     jobs: Option<NonZeroU64>,
     /// Bytes of each job's argument: 200, 1KiB
     #[arg(long, value_name = "SIZE", default_value = "200", value_parser = size)]
     payload: usize,
     /// Jobs running at once; 64, and 1,000 on NATS, where the raw loop has 1,000 in hand
-    #[arg(long, value_name = "N", short_alias = 'c', alias = "concurrency")]
+    #[arg(long, value_name = "N", short_alias = 'c', alias = "concurrency", value_parser = at_least_one::<NonZeroUsize>)]
     slots: Option<NonZeroUsize>,
     /// What a job does: nothing, give way once, wait, use CPU, or be a POST to an endpoint in this process
     #[arg(long, value_enum, default_value_t = Kind::Noop)]
@@ -43,16 +44,16 @@ pub struct Arguments {
     #[arg(long = "for", value_name = "DURATION", value_parser = time)]
     for_: Option<Duration>,
     /// Publish so many a second while the worker works, and measure only that
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroU32>)]
     rate: Option<NonZeroU32>,
     /// Publish by so many producers, each of which awaits each confirmation; else in bulk
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroUsize>)]
     producers: Option<NonZeroUsize>,
     /// Rounds, of each of which the raw loop and the worker have a turn; figures are medians
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroUsize>)]
     repeat: Option<NonZeroUsize>,
     /// Give the jobs so many keys, and work in the order of each
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<NonZeroU32>)]
     keys: Option<NonZeroU32>,
     /// Publish plain bytes, without attributes
     #[arg(long)]

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 
 use super::Done;
 use super::session::Session;
-use super::when::When;
+use super::when::{When, whole};
 use crate::broker::selector::Selector;
 use crate::message::{QueueName, Reason};
 use crate::time::Clock;
@@ -88,8 +88,8 @@ pub struct Selectors {
     /// Last failed before this: 2h (ago), or RFC 3339
     #[arg(long, value_name = "2h|TIME")]
     until: Option<When>,
-    /// At most so many
-    #[arg(long, value_name = "N")]
+    /// At most so many: the newest where they are shown, the oldest where something is done with them
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     limit: Option<usize>,
 }
 

@@ -148,8 +148,19 @@ pub fn import(session: Session, arguments: ImportArguments) -> Done {
 }
 
 fn read(line: &[u8], queue: &QueueName, now: crate::time::Timestamp) -> Result<Letter, String> {
-    let line: Line = serde_json::from_slice(line).map_err(|error| format!("no line of an export: {error}"))?;
+    let line: Line = serde_json::from_slice(line).map_err(|error| unreadable(&error))?;
     line.into_letter(queue, now)
+}
+
+/// Of one line, so that only the column says where.
+fn unreadable(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    if error.is_data() {
+        format!("no line of `dlq export`: {what} (column {})", error.column())
+    } else {
+        format!("no line of `dlq export`: not JSON from column {} on ({what})", error.column())
+    }
 }
 
 /// Stores a batch; a fault where going on is of no use.
