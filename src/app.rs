@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::admin;
 use crate::broker::{self, Broker, Inspect, Opened, Options, Queue, QueueStatus, Role};
@@ -53,7 +53,9 @@ impl Error {
     }
 }
 
-/// How long a broker is given to say goodbye to.
+/// From the end of the grace until a broker has been said goodbye to: with the process's own end, under 3 s.
+const LEAVE_WITHIN: Duration = Duration::from_millis(2_800);
+/// How long a broker is given at least.
 const CLOSE_WITHIN: Duration = Duration::from_millis(900);
 /// The same after a second signal: with what the worker takes, under 200 ms.
 const CLOSE_FORCED_WITHIN: Duration = Duration::from_millis(60);
@@ -232,11 +234,28 @@ impl App {
         if let Some(linger) = self.options.burst {
             io.spawn(end_burst(worker.clone(), broker.inspect(), names, linger, shutdown.clone()));
         }
+        let grace_over = io.spawn({
+            let over = shutdown.work.clone();
+            async move {
+                over.cancelled().await;
+                Instant::now()
+            }
+        });
         work.block_on(worker.run(broker.clone(), io.handle()));
         let (done, retried, dead) = worker.counts();
-        // A broker that does not answer must not keep the process; what it holds of ours comes back by its lease.
-        let within = if shutdown.now.is_cancelled() { CLOSE_FORCED_WITHIN } else { CLOSE_WITHIN };
-        let _ = io.block_on(async { timeout(within, broker.close()).await });
+        io.block_on(async {
+            // A drain ends the grace. Where nothing had to be given back there is time for all that a broker has under way,
+            // such as requests that its server holds for a second.
+            let since = grace_over.await.unwrap_or_else(|_| Instant::now());
+            let within = CLOSE_WITHIN.max(LEAVE_WITHIN.saturating_sub(since.elapsed()));
+            // A broker that does not answer must not keep the process; what it holds of ours comes back by its lease.
+            tokio::select! {
+                biased;
+                () = broker.close() => {}
+                () = async { shutdown.now.cancelled().await; sleep(CLOSE_FORCED_WITHIN).await } => {}
+                () = sleep(within) => {}
+            }
+        });
         Ok(Tally { done, retried, dead })
     }
 
