@@ -37,6 +37,7 @@ pub async fn connect(address: &str, options: Options) -> Result<Arc<dyn Broker>,
 
 /// What [`connect`] would refuse of an address and its options before it asks anybody: how they fit together, and what
 /// is in the files that they name.
+#[cfg_attr(not(any(feature = "nats", feature = "kafka")), allow(unused_variables, reason = "they alone have any"))]
 pub(crate) fn check(address: &str, options: &Options) -> Result<(), Error> {
     match address.split_once("://").map_or("", |(scheme, _)| scheme) {
         #[cfg(feature = "nats")]
