@@ -129,7 +129,7 @@ impl Span {
 }
 
 /// Fills [`Headers`]. An adapter may fill many from one buffer: [`Builder::finish`] splits off what was
-/// pushed since the last call, so that a whole batch shares one allocation.
+/// pushed since the last call, so that a whole batch shares one allocation, if it has room.
 #[derive(Default)]
 pub struct Builder(BytesMut);
 
@@ -137,6 +137,30 @@ impl Builder {
     /// A builder with room for `bytes`.
     pub fn with_capacity(bytes: usize) -> Self {
         Self(BytesMut::with_capacity(bytes))
+    }
+
+    /// Bytes that it still has room for. What outgrows it is moved to a larger buffer.
+    pub fn room(&self) -> usize {
+        self.0.capacity() - self.0.len()
+    }
+
+    /// Begins its buffer anew where nobody refers to what was filled of it, and it has room for so many bytes.
+    pub fn reclaim(&mut self, bytes: usize) -> bool {
+        self.0.try_reclaim(bytes)
+    }
+
+    /// Keeps other bytes beside the headers, in the same buffer where it has room. Not before [`Builder::finish`] has
+    /// taken what was pushed.
+    pub fn keep(&mut self, bytes: &[u8]) -> Bytes {
+        debug_assert!(self.0.is_empty(), "headers that nobody took");
+        if bytes.len() > self.room() {
+            return Bytes::copy_from_slice(bytes);
+        }
+        if bytes.is_empty() {
+            return Bytes::new();
+        }
+        self.0.extend_from_slice(bytes);
+        self.0.split().freeze()
     }
 
     /// Adds a header. A name longer than 65,535 bytes is cut at a character; nobody writes such.
@@ -154,7 +178,8 @@ impl Builder {
 
     /// What was pushed since the last call.
     pub fn finish(&mut self) -> Headers {
-        Headers(self.0.split().freeze())
+        // What refers to no buffer costs no counting of who does.
+        if self.0.is_empty() { Headers::new() } else { Headers(self.0.split().freeze()) }
     }
 }
 

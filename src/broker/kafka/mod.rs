@@ -27,6 +27,8 @@ mod config;
 
 mod context;
 
+mod arena;
+
 mod native;
 
 mod poll;

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::thread::Thread;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::{Client, ClientContext};
@@ -23,12 +22,9 @@ use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 
+use super::arena::Arena;
 use crate::message::{Message, headers};
 use crate::time::Timestamp;
-
-/// Bodies share buffers of about this size: large enough to be rare, small enough that a job which runs for long does
-/// not pin much of what arrived with it.
-const ARENA: usize = 64 * 1024;
 
 /// Events of a consumer that are served at once.
 const EVENTS: usize = 10_000;
@@ -68,6 +64,9 @@ pub struct Arrived {
 /// Scratch space for batch reads, used again for each.
 pub struct Batch {
     pointers: Vec<*mut sys::rd_kafka_message_t>,
+    arena: Arena,
+    /// Bytes of the record before: the next one is likely to have as many.
+    like: usize,
     /// What the last read gave, in order.
     pub records: Vec<Arrived>,
     /// What librdkafka said instead of records.
@@ -77,7 +76,13 @@ pub struct Batch {
 impl Batch {
     /// Room for `size` records a read.
     pub fn new(size: usize) -> Self {
-        Self { pointers: vec![std::ptr::null_mut(); size], records: Vec::with_capacity(size), errors: Vec::new() }
+        Self {
+            pointers: vec![std::ptr::null_mut(); size],
+            arena: Arena::default(),
+            like: 0,
+            records: Vec::with_capacity(size),
+            errors: Vec::new(),
+        }
     }
 }
 
@@ -117,8 +122,6 @@ impl<C: ConsumerContext> PartitionQueue<C> {
         // SAFETY: the queue lives; the buffer has room for `max` pointers.
         let count = unsafe { sys::rd_kafka_consume_batch_queue(self.queue, 0, batch.pointers.as_mut_ptr(), max) };
         let Ok(count) = usize::try_from(count) else { return };
-        let mut headers = headers::Builder::default();
-        let mut arena = BytesMut::new();
         for index in 0..count {
             let pointer = batch.pointers[index];
             // SAFETY: the call gave `count` valid messages, each ours; `copy` lets nothing of it escape, and it is
@@ -126,8 +129,9 @@ impl<C: ConsumerContext> PartitionQueue<C> {
             unsafe {
                 let message = &*pointer;
                 if message.err == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                    let left = count - index;
-                    batch.records.push(copy(message, &mut headers, &mut arena, left));
+                    let record = copy(message, batch.arena.room(batch.like, count - index));
+                    batch.like = record.message.size();
+                    batch.records.push(record);
                 } else {
                     batch.errors.push(message.err.into());
                 }
@@ -160,38 +164,19 @@ unsafe fn enable(queue: *mut sys::rd_kafka_queue_t, wake: &Arc<Wake>) {
 
 /// # Safety
 /// `message` must be a valid message without an error.
-unsafe fn copy(
-    message: &sys::rd_kafka_message_t,
-    headers: &mut headers::Builder,
-    arena: &mut BytesMut,
-    left: usize,
-) -> Arrived {
+unsafe fn copy(message: &sys::rd_kafka_message_t, into: &mut headers::Builder) -> Arrived {
     // SAFETY: librdkafka says that `payload` and `key` are null or point to `len` and `key_len` bytes that live as
     // long as the message.
     let (body, key) = unsafe { (bytes(message.payload, message.len), bytes(message.key, message.key_len)) };
-    let size = body.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len);
-    if arena.capacity() < size {
-        // About what the rest of the batch needs, if the others are like this one.
-        *arena = BytesMut::with_capacity(size.max((size * left).min(ARENA)));
-    }
-    let mut keep = |bytes: Option<&[u8]>| {
-        bytes.map(|bytes| {
-            if bytes.is_empty() {
-                return Bytes::new();
-            }
-            arena.extend_from_slice(bytes);
-            arena.split().freeze()
-        })
-    };
-    let (body, key) = (keep(body), keep(key));
     let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
     // SAFETY: the message is valid; the headers that it gives stay its own and live as long.
     let at = unsafe {
-        push_headers(message, headers);
+        push_headers(message, into);
         sys::rd_kafka_message_timestamp(message, &mut kind)
     };
-    let message_of_ours = Message { headers: headers.finish(), body, key };
-    Arrived { offset: message.offset, at: Timestamp::from_millis(at.max(0)), message: message_of_ours }
+    let headers = into.finish();
+    let (body, key) = (body.map(|body| into.keep(body)), key.map(|key| into.keep(key)));
+    Arrived { offset: message.offset, at: Timestamp::from_millis(at.max(0)), message: Message { headers, body, key } }
 }
 
 /// # Safety
