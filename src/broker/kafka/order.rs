@@ -2,17 +2,24 @@
 //!
 //! A [`Gate`] belongs to one partition. A key is busy from the moment its first record passes until nobody waits for
 //! it any more; a record whose key is busy is parked behind it. A retry keeps its key busy, a dead letter lets it go.
+//! Keys are told apart by a hash of 64 bits: two that share it are in one order, which breaks neither's.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
+use std::hash::BuildHasher;
 
-use bytes::Bytes;
+use foldhash::fast::RandomState;
 
 /// Records parked behind the one of their key that is on its way.
 #[derive(Debug)]
 pub struct Gate<T> {
-    lines: HashMap<Bytes, VecDeque<T>, foldhash::fast::RandomState>,
+    lines: HashMap<Key, VecDeque<T>, RandomState>,
     parked: usize,
 }
+
+/// A key, as one gate knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key(u64);
 
 impl<T> Default for Gate<T> {
     fn default() -> Self {
@@ -21,30 +28,35 @@ impl<T> Default for Gate<T> {
 }
 
 impl<T> Gate<T> {
+    /// What these bytes are to this gate.
+    pub fn key(&self, bytes: &[u8]) -> Key {
+        Key(self.lines.hasher().hash_one(bytes))
+    }
+
     /// Lets `item` pass where nothing of its key is on its way; else parks it.
-    pub fn enter(&mut self, key: &Bytes, item: T) -> Option<T> {
-        match self.lines.get_mut(key) {
-            Some(line) => {
-                line.push_back(item);
+    pub fn enter(&mut self, key: Key, item: T) -> Option<T> {
+        match self.lines.entry(key) {
+            Entry::Occupied(mut line) => {
+                line.get_mut().push_back(item);
                 self.parked += 1;
                 None
             }
-            None => {
-                self.lines.insert(key.clone(), VecDeque::new());
+            Entry::Vacant(line) => {
+                line.insert(VecDeque::new());
                 Some(item)
             }
         }
     }
 
     /// The one of this key that was on its way is through: the next one of it passes, if one is parked.
-    pub fn leave(&mut self, key: &Bytes) -> Option<T> {
-        let line = self.lines.get_mut(key)?;
-        if let Some(next) = line.pop_front() {
-            self.parked -= 1;
-            return Some(next);
+    pub fn leave(&mut self, key: Key) -> Option<T> {
+        let Entry::Occupied(mut line) = self.lines.entry(key) else { return None };
+        let next = line.get_mut().pop_front();
+        match next {
+            Some(_) => self.parked -= 1,
+            None => drop(line.remove()),
         }
-        self.lines.remove(key);
-        None
+        next
     }
 
     /// Forgets the parked ones.
@@ -80,13 +92,13 @@ mod tests {
                 let pick = picks.next().unwrap_or(0);
                 if pick % 2 == 0 && !input.is_empty() {
                     let (at, key) = input.pop_front().expect("not empty");
-                    if let Some(passed) = gate.enter(&Bytes::from(vec![key]), (at, key)) {
+                    if let Some(passed) = gate.enter(gate.key(&[key]), (at, key)) {
                         running.push(passed);
                         order.push(passed);
                     }
                 } else if !running.is_empty() {
                     let (_, key) = running.swap_remove(pick % running.len());
-                    if let Some(passed) = gate.leave(&Bytes::from(vec![key])) {
+                    if let Some(passed) = gate.leave(gate.key(&[key])) {
                         running.push(passed);
                         order.push(passed);
                     }

@@ -9,14 +9,14 @@ mod commit;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use foldhash::fast::RandomState;
 use tokio_util::sync::CancellationToken;
 
 use super::super::{Channel, Delivery, Lane, Settled, Token};
 use super::batch::Part;
 use super::memo::{self, Memo, Started, Waiting};
 use super::native::Arrived;
-use super::order::Gate;
+use super::order::{Gate, Key};
 use super::tracker::Window;
 use crate::message::Message;
 use crate::message::record::Record;
@@ -88,7 +88,7 @@ pub struct Partition {
     overflow: VecDeque<Held>,
     gate: Option<Gate<Held>>,
     /// Keys of what is in hand or waits, where order matters.
-    keys: HashMap<i64, Bytes>,
+    keys: HashMap<i64, Key, RandomState>,
     /// Retries in place, until their run has ended: a commit that forgot one would give its attempt back. With the
     /// record while it waits, and whether a commit has stored it.
     waiting: BTreeMap<i64, (Waiting, Option<Held>, bool)>,
@@ -194,7 +194,7 @@ impl Partition {
             ready: VecDeque::new(),
             overflow: VecDeque::new(),
             gate: setup.ordered.then(Gate::default),
-            keys: HashMap::new(),
+            keys: HashMap::default(),
             waiting,
             unreadable: HashMap::new(),
             early: BTreeMap::new(),
@@ -333,7 +333,7 @@ impl Partition {
     /// Lets the next of the key pass.
     fn let_next(&mut self, offset: i64) {
         let (Some(gate), Some(key)) = (&mut self.gate, self.keys.remove(&offset)) else { return };
-        if let Some(next) = gate.leave(&key) {
+        if let Some(next) = gate.leave(key) {
             self.buffered_bytes = self.buffered_bytes.saturating_sub(next.size());
             // Before all times: what has a due time of its own goes by the timers, due or not.
             self.queue(next, true, Timestamp::from_millis(i64::MIN));

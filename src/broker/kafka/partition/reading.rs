@@ -88,10 +88,10 @@ impl Partition {
         }
         let held = match (&mut self.gate, &held.arrived.message.key) {
             (Some(gate), Some(key)) => {
-                let key = key.clone();
-                self.keys.insert(offset, key.clone());
+                let key = gate.key(key);
+                self.keys.insert(offset, key);
                 let size = held.size();
-                match gate.enter(&key, held) {
+                match gate.enter(key, held) {
                     Some(held) => held,
                     None => {
                         self.buffered_bytes += size;
