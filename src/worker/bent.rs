@@ -115,7 +115,9 @@ pub async fn run(
     disposition: Disposition,
 ) {
     let (lane, bytes) = (delivery.lane(), delivery.message.size());
-    settle::one(queue, delivery.settle(disposition), bytes).await;
+    let mut subjects = settle::Subjects::new(queue, 1);
+    subjects.push(&delivery, cx.event_id());
+    settle::one(queue, delivery.settle(disposition), subjects, bytes).await;
     let attempt = match pending {
         Some(pending) => Ok(pending),
         None if bug("success-without-run") => {

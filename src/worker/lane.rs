@@ -16,7 +16,7 @@ use super::outcome::Outcome;
 use super::pool::{Queue, Taken};
 use super::retry::{self, Facts};
 use super::route::{Polls, Route};
-use super::settle;
+use super::settle::{self, Subjects};
 use crate::broker::{Credit, Delivery, Disposition, Lane as LaneName, Settlement};
 use crate::handler::{Context, Threading};
 use crate::message::attribute::TRACEPARENT;
@@ -46,6 +46,7 @@ pub struct Lane {
 /// A chunk of deliveries on their way, with what they share.
 struct Chunk {
     settlements: Vec<Settlement>,
+    subjects: Subjects,
     bytes: usize,
     slots: usize,
     fresh: usize,
@@ -105,6 +106,7 @@ impl Lane {
         let began = Instant::now();
         let mut chunk = Chunk {
             settlements: Vec::with_capacity(ready.len()),
+            subjects: Subjects::new(&self.queue, ready.len()),
             bytes: 0,
             slots: 0,
             fresh: 0,
@@ -135,7 +137,7 @@ impl Lane {
         self.queue.lanes_done(chunk.fresh, chunk.retry);
         self.queue.pool.give(self.queue.index, chunk.slots);
         if !chunk.settlements.is_empty() {
-            settle::batch(&self.queue, chunk.settlements, chunk.bytes);
+            settle::batch(&self.queue, chunk.settlements, chunk.subjects, chunk.bytes);
         }
     }
 
@@ -151,7 +153,8 @@ impl Lane {
                 self.tallies[route.index].record(refused.outcome.label(), wait, Duration::ZERO);
                 let Refused { outcome, event, .. } = *refused;
                 let id = refused_id(event, &delivery);
-                chunk.push(conclude(&self.queue, route, delivery, &outcome, Some(&id), Duration::ZERO, now));
+                chunk.subjects.push(&delivery, &id);
+                chunk.push(conclude(&self.queue, route, delivery, &outcome, &id, Duration::ZERO, now));
                 return;
             }
         };
@@ -180,7 +183,8 @@ impl Lane {
                     chunk.succeeded = Some(ended);
                     say_done(&cx, took);
                 }
-                chunk.push(conclude(&self.queue, route, delivery, &outcome, Some(cx.event_id()), took, ended));
+                chunk.subjects.push(&delivery, cx.event_id());
+                chunk.push(conclude(&self.queue, route, delivery, &outcome, cx.event_id(), took, ended));
             }
         }
         chunk.instant = end;
@@ -442,7 +446,7 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
                 let Refused { outcome, event, route } = *refused;
                 let route = route.as_ref().unwrap_or_else(|| queue.routes.default()).clone();
                 let id = refused_id(event, &delivery);
-                finish(&queue, &route, delivery, &outcome, Some(&id), start, now).await;
+                finish(&queue, &route, delivery, &outcome, &id, start, now).await;
             }
         }
     } else {
@@ -496,7 +500,7 @@ fn run(
             queue.succeeded(queue.pool.clock.now());
             say_done(&cx, start.elapsed());
         }
-        finish(&queue, &route, delivery, &outcome, Some(cx.event_id()), start, now).await;
+        finish(&queue, &route, delivery, &outcome, cx.event_id(), start, now).await;
     }
 }
 
@@ -519,7 +523,7 @@ fn finish(
     route: &Route,
     delivery: Delivery,
     outcome: &Outcome,
-    event_id: Option<&str>,
+    event_id: &str,
     start: Instant,
     started: Timestamp,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -531,8 +535,10 @@ fn finish(
     let bytes = delivery.message.size();
     queue.lane_done(delivery.lane());
     queue.pool.give(queue.index, if seeded::bug("slot-not-returned") { 0 } else { 1 });
+    let mut subjects = Subjects::new(queue, 1);
+    subjects.push(&delivery, event_id);
     let settlement = conclude(queue, route, delivery, outcome, event_id, took, queue.pool.clock.now());
-    settle::one(queue, settlement, bytes)
+    settle::one(queue, settlement, subjects, bytes)
 }
 
 /// Decide: from what happened to what is to be done.
@@ -541,7 +547,7 @@ fn conclude(
     route: &Route,
     delivery: Delivery,
     outcome: &Outcome,
-    event_id: Option<&str>,
+    event_id: &str,
     took: Duration,
     now: Timestamp,
 ) -> Settlement {
@@ -561,7 +567,7 @@ fn conclude(
         first_failure: record.and_then(|record| record.failure.as_ref()).map(|failure| failure.first),
         unroutable_since: record.and_then(|record| record.unroutable_since),
         unroutable_after: queue.unroutable_after,
-        event_id,
+        event_id: Some(event_id),
         job: match outcome {
             Outcome::Unroutable => named.unwrap_or(&route.job),
             _ => &route.job,
@@ -573,7 +579,7 @@ fn conclude(
     events::Concluded {
         queue: queue.name(),
         job: facts.job,
-        event_id: event_id.unwrap_or_default(),
+        event_id,
         attempt: facts.attempt.get(),
         outcome: outcome.label(),
         took,

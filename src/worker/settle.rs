@@ -9,12 +9,10 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::pool::Queue;
-use crate::broker::{Channel, Disposition, Settled, Settlement};
+use crate::broker::{Delivery, Disposition, Settled, Settlement};
 use crate::message::attribute::TRACEPARENT;
-use crate::message::record::Record;
-use crate::message::{JobName, Message, Origin, Reason, decode};
+use crate::message::{JobName, Reason};
 use crate::telemetry::events;
-use crate::time::Timestamp;
 
 /// What is counted once a disposition is stored.
 enum Kind {
@@ -34,20 +32,19 @@ enum Kinds {
 struct Handed {
     answer: BoxFuture<'static, Vec<Settled>>,
     kinds: Kinds,
-    subjects: Vec<Subject>,
+    subjects: Subjects,
     bytes: usize,
     began: Instant,
 }
 
 impl Handed {
-    fn new(queue: &Queue, settlements: Vec<Settlement>, bytes: usize) -> Self {
+    fn new(queue: &Queue, settlements: Vec<Settlement>, subjects: Subjects, bytes: usize) -> Self {
         let count = settlements.len();
         let kinds = if settlements.iter().all(|settlement| settlement.disposition == Disposition::Ack) {
             Kinds::AllDone(count)
         } else {
             Kinds::Mixed(settlements.iter().map(|settlement| kind(queue, settlement)).collect())
         };
-        let subjects = subjects(queue, &settlements);
         let began = Instant::now();
         queue.settling(count);
         Self { answer: queue.settler.settle(settlements), kinds, subjects, bytes, began }
@@ -68,8 +65,8 @@ impl Handed {
 
 /// Settles what ended at its first poll. Most adapters take it at once; what is not confirmed at once is awaited by
 /// a task.
-pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, bytes: usize) {
-    let mut handed = Handed::new(queue, settlements, bytes);
+pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, subjects: Subjects, bytes: usize) {
+    let mut handed = Handed::new(queue, settlements, subjects, bytes);
     match (&mut handed.answer).now_or_never() {
         Some(results) => handed.account(queue, &results),
         None => drop(tokio::spawn(queue.pool.tasks.track_future(handed.answered(queue.clone())))),
@@ -77,53 +74,69 @@ pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, bytes: usize) {
 }
 
 /// Settles one delivery; resolves when it is confirmed or cannot be any more.
-pub fn one(queue: &Arc<Queue>, settlement: Settlement, bytes: usize) -> impl Future<Output = ()> + Send + use<> {
-    Handed::new(queue, vec![settlement], bytes).answered(queue.clone())
+pub fn one(
+    queue: &Arc<Queue>,
+    settlement: Settlement,
+    subjects: Subjects,
+    bytes: usize,
+) -> impl Future<Output = ()> + Send + use<> {
+    Handed::new(queue, vec![settlement], subjects, bytes).answered(queue.clone())
 }
 
-/// What a settlement was about, kept for the line that says it was not stored.
+/// What settlements were about, in their order, for the lines that say which of them were not stored. It is copied into
+/// one text: kept as they are, messages would lie in memory until the last of their batch is confirmed.
+pub struct Subjects {
+    /// Nothing is, where the broker stores every settlement at once.
+    kept: bool,
+    text: String,
+    each: Vec<Subject>,
+}
+
 struct Subject {
-    message: Message,
-    channel: Arc<Channel>,
-    seq: u64,
-    at: Timestamp,
-    record: Option<Box<Record>>,
+    /// Where its event's id begins in the text; its trace id stands behind.
+    id: usize,
+    trace: usize,
+    end: usize,
+    attempt: u32,
+    /// `None`: the queue's own.
+    job: Option<JobName>,
 }
 
-/// None where the broker stores every settlement at once.
-fn subjects(queue: &Queue, settlements: &[Settlement]) -> Vec<Subject> {
-    if queue.settler.unconfirmed_limit() == usize::MAX {
-        return Vec::new();
+impl Subjects {
+    /// Room for so many.
+    pub fn new(queue: &Queue, count: usize) -> Self {
+        let kept = queue.settler.unconfirmed_limit() != usize::MAX;
+        let room = if kept { count } else { 0 };
+        Self { kept, text: String::with_capacity(room * ID), each: Vec::with_capacity(room) }
     }
-    let subject = |Settlement { delivery, .. }: &Settlement| Subject {
-        message: delivery.message.clone(),
-        channel: delivery.channel.clone(),
-        seq: delivery.seq,
-        at: delivery.at,
-        record: delivery.record.clone(),
-    };
-    settlements.iter().map(subject).collect()
-}
 
-impl Subject {
-    /// Calls `say` with what a log line says of it.
-    fn tell(&self, queue: &Queue, say: impl FnOnce(events::Run<'_>)) {
-        let record = self.record.as_deref();
-        let named = record.and_then(|record| record.job.as_ref());
-        let origin = Origin { place: &self.channel.place, seq: self.seq, at: self.at };
-        let event_id = match decode(&self.message, &origin, record) {
-            Ok(event) => event.id.to_string(),
-            Err(_) => origin.event_id(),
-        };
+    /// One more.
+    pub fn push(&mut self, delivery: &Delivery, event_id: &str) {
+        if !self.kept {
+            return;
+        }
+        let id = self.text.len();
+        self.text.push_str(event_id);
+        let trace = self.text.len();
+        let headers = &delivery.message.headers;
+        self.text.push_str(headers.get_str_ignore_case(TRACEPARENT).and_then(events::trace_id).unwrap_or_default());
+        let job = delivery.record.as_ref().and_then(|record| record.job.clone());
+        self.each.push(Subject { id, trace, end: self.text.len(), attempt: delivery.attempt().get(), job });
+    }
+
+    fn tell(&self, queue: &Queue, subject: &Subject, say: impl FnOnce(events::Run<'_>)) {
         say(events::Run {
             queue: queue.name(),
-            job: named.unwrap_or(&queue.routes.default().job),
-            event_id: &event_id,
-            attempt: record.map_or(1, |record| record.attempt.get()),
-            trace_id: self.message.headers.get_str_ignore_case(TRACEPARENT).and_then(events::trace_id),
+            job: subject.job.as_ref().unwrap_or(&queue.routes.default().job),
+            event_id: &self.text[subject.id..subject.trace],
+            attempt: subject.attempt,
+            trace_id: Some(&self.text[subject.trace..subject.end]).filter(|trace| !trace.is_empty()),
         });
     }
 }
+
+/// Most ids are no longer.
+const ID: usize = 40;
 
 fn kind(queue: &Queue, settlement: &Settlement) -> Kind {
     let job = || {
@@ -138,7 +151,7 @@ fn kind(queue: &Queue, settlement: &Settlement) -> Kind {
     }
 }
 
-fn account(queue: &Queue, kinds: &Kinds, subjects: &[Subject], results: &[Settled], bytes: usize, began: Instant) {
+fn account(queue: &Queue, kinds: &Kinds, subjects: &Subjects, results: &[Settled], bytes: usize, began: Instant) {
     queue.meter.observe_settle(began.elapsed(), results.len());
     match kinds {
         Kinds::AllDone(count) if results.iter().all(|result| *result == Settled::Stored) => {
@@ -149,12 +162,12 @@ fn account(queue: &Queue, kinds: &Kinds, subjects: &[Subject], results: &[Settle
             kinds.iter().zip(results).for_each(|(kind, result)| account_one(queue, kind, result));
         }
     }
-    for (subject, result) in subjects.iter().zip(results) {
+    for (subject, result) in subjects.each.iter().zip(results) {
         match result {
             Settled::Stored => {}
-            Settled::Stale => subject.tell(queue, |run| events::StaleSettlement { run }.emit()),
+            Settled::Stale => subjects.tell(queue, subject, |run| events::StaleSettlement { run }.emit()),
             Settled::Unconfirmed(error) => {
-                subject.tell(queue, |run| events::SettlementUnconfirmed { run, error }.emit());
+                subjects.tell(queue, subject, |run| events::SettlementUnconfirmed { run, error }.emit());
             }
         }
     }
