@@ -17,6 +17,7 @@ use crate::message::{Attempt, Event, JobName, QueueName};
 pub struct Context(Arc<Run>);
 
 /// What all runs of one job of one queue in one process share.
+#[derive(Clone)]
 pub struct Shared {
     /// The queue.
     pub queue: QueueName,

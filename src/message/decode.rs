@@ -187,7 +187,8 @@ impl Original<'_> {
             },
             source: record.and_then(|record| record.event_source.as_deref()).unwrap_or(&place.source).into(),
             kind: match &topic {
-                Some(topic) => Text::from(topic.clone()),
+                // A copy: one that is shared is counted by every lane.
+                Some(topic) => Text::from(&**topic),
                 None => record
                     .and_then(|record| record.job.as_ref())
                     .map_or(place.position.as_str(), JobName::as_str)

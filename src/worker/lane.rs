@@ -18,7 +18,7 @@ use super::retry::{self, Facts};
 use super::route::{Polls, Route};
 use super::settle::{self, Subjects};
 use crate::broker::{Credit, Delivery, Disposition, Lane as LaneName, Settlement};
-use crate::handler::{Context, Threading};
+use crate::handler::{Context, Shared, Threading};
 use crate::message::attribute::TRACEPARENT;
 use crate::message::{Event, decode};
 use crate::seeded;
@@ -40,6 +40,9 @@ pub struct Lane {
     queue: Arc<Queue>,
     tallies: Vec<JobTally>,
     polls: Vec<Polls>,
+    /// What runs of each route share, a copy of its own for each lane: lanes that count references to the same thing at
+    /// each job slow each other down.
+    shared: Vec<Arc<Shared>>,
     chunk: usize,
 }
 
@@ -72,8 +75,9 @@ impl Lane {
     pub fn new(queue: Arc<Queue>) -> Self {
         let tallies = queue.routes.all().iter().map(|route| queue.meter.tally(&route.job)).collect();
         let polls = queue.routes.all().iter().map(|_| Polls::default()).collect();
+        let shared = queue.routes.all().iter().map(|route| Arc::new(Shared::clone(&route.shared))).collect();
         let chunk = CHUNK.min(queue.spec.slots.get().div_ceil(4));
-        Self { queue, tallies, polls, chunk }
+        Self { queue, tallies, polls, shared, chunk }
     }
 
     /// Works until intake ends.
@@ -143,7 +147,7 @@ impl Lane {
 
     fn start_one(&mut self, delivery: Delivery, chunk: &mut Chunk) {
         let now = chunk.now();
-        let prepared = prepare(&self.queue, &delivery, now, chunk.instant);
+        let prepared = prepare(&self.queue, &delivery, now, chunk.instant, |route| &self.shared[route.index]);
         let (route, cx) = match prepared {
             Ok(prepared) => prepared,
             Err(refused) => {
@@ -367,6 +371,7 @@ fn prepare<'a>(
     delivery: &Delivery,
     now: Timestamp,
     start: Instant,
+    shared: impl FnOnce(&'a Route) -> &'a Arc<Shared>,
 ) -> Result<(&'a Arc<Route>, Context), Box<Refused>> {
     let origin = delivery.origin();
     let record = delivery.record.as_deref();
@@ -391,7 +396,7 @@ fn prepare<'a>(
         return refuse(Outcome::Expired, event);
     }
     let deadline = start.checked_add(route.timeout);
-    Ok((route, Context::new(event, delivery.attempt(), deadline, false, route.shared.clone())))
+    Ok((route, Context::new(event, delivery.attempt(), deadline, false, shared(route).clone())))
 }
 
 /// A run becomes a task, with its slot.
@@ -435,7 +440,7 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
     if may_run {
         let start = Instant::now();
         let now = queue.pool.clock.now();
-        match prepare(&queue, &delivery, now, start) {
+        match prepare(&queue, &delivery, now, start, |route| &route.shared) {
             Ok((route, cx)) => {
                 if suspect {
                     events::Isolated { run: run_of(&cx) }.emit();
