@@ -156,7 +156,9 @@ pub struct Counts {
 /// for each consumer it reads.
 #[derive(Default)]
 struct Hand {
-    ready: VecDeque<(Instant, Delivery)>,
+    ready: VecDeque<Delivery>,
+    /// When the first of what is in `ready` was received, or before: that becomes another time when all of it is gone.
+    received: Option<Instant>,
     /// Slots held for what is in `ready`.
     slots: usize,
     fresh: usize,
@@ -220,8 +222,10 @@ impl Queue {
     /// Takes up to `most` deliveries that have a slot, in the order received.
     pub fn take_ready(&self, most: usize) -> Taken {
         let mut hand = self.hand.lock();
-        let Some((received, _)) = hand.ready.front() else { return Taken::Nothing };
-        if received.elapsed() >= self.pool.lease {
+        if hand.ready.is_empty() {
+            return Taken::Nothing;
+        }
+        if hand.received.is_some_and(|received| received.elapsed() >= self.pool.lease) {
             drop(hand);
             self.release_ready();
             return Taken::Nothing;
@@ -234,7 +238,7 @@ impl Queue {
         let count = self.pool.admission(|admission| {
             let mut bytes = 0;
             let mut count = count;
-            for (place, (_, next)) in hand.ready.iter().take(count).enumerate() {
+            for (place, next) in hand.ready.iter().take(count).enumerate() {
                 let size = next.message.size();
                 if size > admission.bytes_limit() {
                     // Larger than all that may be in flight: it runs alone, when nothing else is in flight.
@@ -251,7 +255,7 @@ impl Queue {
             return Taken::Blocked;
         }
         hand.slots -= count;
-        Taken::Some(hand.ready.drain(..count).map(|(_, delivery)| delivery).collect())
+        Taken::Some(hand.ready.drain(..count).collect())
     }
 
     /// Whether something in hand waits to be started.
@@ -265,7 +269,7 @@ impl Queue {
             let mut hand = self.hand.lock();
             (std::mem::take(&mut hand.ready), std::mem::take(&mut hand.slots))
         };
-        for (_, delivery) in ready {
+        for delivery in ready {
             self.pool.admission(|admission| admission.start(delivery.message.size()));
             self.let_go(&delivery);
         }
@@ -324,7 +328,7 @@ impl Queue {
         let now = Instant::now();
         {
             let mut hand = self.hand.lock();
-            for delivery in deliveries {
+            for delivery in &deliveries {
                 match delivery.lane() {
                     Lane::Fresh => hand.fresh += 1,
                     Lane::Retry => hand.retry += 1,
@@ -332,8 +336,11 @@ impl Queue {
                 if delivery.suspect {
                     self.pool.suspects.fetch_add(1, Ordering::AcqRel);
                 }
-                hand.ready.push_back((now, delivery));
             }
+            if hand.ready.is_empty() {
+                hand.received = Some(now);
+            }
+            hand.ready.extend(deliveries);
             hand.slots += count.min(jobs);
         }
         self.pool.admission(|admission| {

@@ -189,6 +189,8 @@ impl State {
                 if credit.jobs == 1 && self.odd { [0, 1] } else { [fresh, retry] }
             }
         };
+        let there: usize = self.partitions.values().map(Partition::buffered).sum();
+        deliveries.reserve(credit.jobs.min(there));
         let mut bytes = credit.bytes;
         let mut suspect = credit.suspect;
         // What one lane leaves, the other gets.
