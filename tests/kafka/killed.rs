@@ -9,7 +9,8 @@ use windlass::broker::{Disposition, Letter, Settled};
 use super::desk::{Desk, SOON, body, dead, nothing_within, take};
 use crate::support::kafka::Kafka;
 use crate::support::proxy::{Cut, Proxy, Toward};
-use crate::support::{port, tool, wait};
+use crate::support::worker::{self, Worker};
+use crate::support::{http, port, tool, wait};
 
 /// A broker that some reach directly, and some through a proxy.
 pub struct Site {
@@ -148,4 +149,52 @@ async fn of_ten_thousand_finished_above_the_watermark_at_most_one_in_a_hundred_r
     second.close().await;
     drop(running);
     first.close().await;
+}
+
+/// Whether it runs something now.
+fn runs(worker: &Worker) -> bool {
+    let answer = http::get(worker.admin(), "/api/v1/running");
+    answer.is_some_and(|(status, body)| status == 200 && body.contains("\"queue\":\"q\""))
+}
+
+fn until_it_runs(worker: &mut Worker) {
+    let admin = worker.admin();
+    let answers = |body: String| body.contains("\"queue\":\"q\"");
+    worker.process.until("it runs the job", Duration::from_secs(90), |_| {
+        http::get(admin, "/api/v1/running").is_some_and(|(status, body)| status == 200 && answers(body))
+    });
+}
+
+#[test]
+fn who_was_stopped_for_longer_than_its_session_has_not_crashed() {
+    let Some(kafka) = Kafka::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!(
+        "broker = \"{}\"\nnamespace = \"stopped\"\n[worker]\nlease = \"6s\"\n[queues.q]\njob = \"sleep\"\n\
+         max_crashes = 2\ntimeout = \"10m\"\n",
+        kafka.url()
+    );
+    std::fs::write(dir.path().join("windlass.toml"), config).unwrap();
+    worker::succeed(dir.path(), &["enqueue", "q", "{\"for\":\"9s\"}"]);
+    // The first death is not counted: nothing was marked. It makes starts be marked.
+    let mut first = Worker::start(dir.path(), "first", &[]);
+    until_it_runs(&mut first);
+    first.process.kill();
+    let mut stopped = Worker::start(dir.path(), "stopped", &[]);
+    until_it_runs(&mut stopped);
+    stopped.process.freeze();
+    let mut killed = Worker::start(dir.path(), "killed", &[]);
+    until_it_runs(&mut killed);
+    stopped.process.thaw();
+    wait::until("what it ran is not its own any more", Duration::from_secs(60), || !runs(&stopped));
+    killed.process.kill();
+    // One has died under it, and one was thought to have. What is left runs it alone, to its end.
+    stopped.process.until("it ends or is condemned", Duration::from_secs(90), |_| {
+        let status: serde_json::Value =
+            serde_json::from_str(&worker::succeed(dir.path(), &["status", "--json"])).expect("one object");
+        let queue = &status["queues"][0];
+        queue["dead"] != 0 || queue["ready"] == 0
+    });
+    assert_eq!(worker::succeed(dir.path(), &["dlq", "list", "--json"]), "");
+    assert_eq!(stopped.drain(Duration::from_secs(30)), 0);
 }

@@ -33,14 +33,19 @@ pub struct Waiting {
 }
 
 /// A start that was stored because an owner before died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
     /// Its record.
     pub offset: i64,
-    /// How often its worker died under it, as far as is known.
-    pub crashes: u32,
+    /// The short names of the owners that died under it, as far as is known.
+    pub died: Vec<u16>,
     /// It is about to run or runs.
     pub running: bool,
+}
+
+/// What an owner is called in its client id and among the dead. Where two have one name, a crash may go uncounted.
+pub fn short_name(owner: u32) -> u16 {
+    owner as u16
 }
 
 /// What the next owner must know.
@@ -96,7 +101,8 @@ impl Memo {
         let mut last = offset;
         for started in &self.started {
             put(&mut head, (started.offset - last).max(0) as u64);
-            put(&mut head, u64::from(started.crashes) << 1 | u64::from(started.running));
+            put(&mut head, (started.died.len() as u64) << 1 | u64::from(started.running));
+            head.extend(started.died.iter().flat_map(|name| name.to_le_bytes()));
             last = started.offset;
         }
         const FRAME: usize = 4 + 1;
@@ -147,7 +153,10 @@ impl Memo {
         for _ in 0..get(&mut rest)? {
             last = last.checked_add(i64::try_from(get(&mut rest)?).ok()?)?;
             let word = get(&mut rest)?;
-            memo.started.push(Started { offset: last, crashes: (word >> 1) as u32, running: word & 1 == 1 });
+            let died;
+            (died, rest) = rest.split_at_checked(usize::try_from(word >> 1).ok()?.checked_mul(2)?)?;
+            let died = died.as_chunks().0.iter().map(|name| u16::from_le_bytes(*name)).collect();
+            memo.started.push(Started { offset: last, died, running: word & 1 == 1 });
         }
         let (form, rest) = rest.split_first()?;
         memo.finished = read_spans(*form, rest, offset)?;
@@ -272,7 +281,8 @@ mod tests {
     fn memo(offset: i64) -> impl Strategy<Value = Memo> {
         let runs = proptest::collection::vec((1i64..200, 1i64..200), 0..60);
         let waiting = proptest::collection::vec((0i64..300, 1u32..50, 0i64..1 << 42, any::<bool>()), 0..30);
-        let started = proptest::collection::vec((0i64..300, 0u32..9, any::<bool>()), 0..30);
+        let died = proptest::collection::vec(any::<u16>(), 0..5);
+        let started = proptest::collection::vec((0i64..300, died, any::<bool>()), 0..30);
         (any::<bool>(), 0i64..1_000, runs, waiting, started).prop_map(
             move |(clean, guarded, runs, waiting, started)| {
                 let mut at = offset;
@@ -297,9 +307,9 @@ mod tests {
                 let mut at = offset;
                 let started = started
                     .into_iter()
-                    .map(|(gap, crashes, running)| {
+                    .map(|(gap, died, running)| {
                         at += gap;
-                        Started { offset: at, crashes, running }
+                        Started { offset: at, died, running }
                     })
                     .collect();
                 let guarded_to = if guarded == 0 { 0 } else { offset + guarded };

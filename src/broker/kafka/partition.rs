@@ -98,6 +98,8 @@ pub struct Partition {
     early: BTreeMap<i64, Held>,
     timers: BTreeSet<(Timestamp, i64)>,
     started: BTreeMap<i64, Started>,
+    /// Who counts as dead was asked for long enough after we took over: jobs may be condemned for it.
+    judged: bool,
     guarded_to: i64,
     max_crashes: u32,
     in_hand: usize,
@@ -166,12 +168,16 @@ impl Partition {
         let started = memo
             .started
             .into_iter()
-            .map(|started| {
+            .map(|mut started| {
+                let owner = memo::short_name(memo.owner);
                 // It ran when its worker died.
-                let crashes = started.crashes + u32::from(started.running && unclean);
-                (started.offset, Started { crashes, running: false, ..started })
+                if started.running && unclean && !started.died.contains(&owner) {
+                    started.died.push(owner);
+                }
+                started.running = false;
+                (started.offset, started)
             })
-            .filter(|(_, started)| started.crashes > 0)
+            .filter(|(_, started)| !started.died.is_empty())
             .collect();
         // What was in flight lay at most a window beyond what is known to be finished.
         let guarded_to = if unclean { memo.guarded_to.max(last + GUARD) } else { memo.guarded_to };
@@ -200,6 +206,7 @@ impl Partition {
             early: BTreeMap::new(),
             timers: BTreeSet::new(),
             started,
+            judged: false,
             guarded_to,
             max_crashes: setup.max_crashes,
             in_hand: 0,
@@ -245,9 +252,10 @@ impl Partition {
             let queue = if from_ready { &mut self.ready } else { &mut self.buffer };
             let Some(held) = queue.front() else { break };
             let offset = held.arrived.offset;
-            let crashes = self.started.get(&offset).map_or(0, |started| started.crashes);
+            let crashes = self.started.get(&offset).map_or(0, |started| started.died.len() as u32);
             let is_suspect = !self.started.is_empty() && crashes + 1 >= self.max_crashes;
-            if is_suspect && crashes < self.max_crashes && !*suspect {
+            let waits = if crashes < self.max_crashes { !*suspect } else { !self.judged };
+            if is_suspect && waits {
                 break;
             }
             let Some(held) = queue.pop_front() else { break };
@@ -434,9 +442,29 @@ impl Partition {
 
     /// Stores that a delivery is about to run.
     pub fn start(&mut self, offset: i64) {
-        let crashes = self.started.get(&offset).map_or(0, |started| started.crashes);
-        self.started.insert(offset, Started { offset, crashes, running: true });
+        self.started.entry(offset).or_insert(Started { offset, died: Vec::new(), running: true }).running = true;
         self.dirty = true;
+    }
+
+    /// Whether somebody counts as dead; `condemned`: for so many crashes that a job waits for [`Partition::judge`].
+    pub fn accuses(&self, condemned: bool) -> bool {
+        let least = if condemned { self.max_crashes as usize } else { 1 };
+        !self.judged && self.started.values().any(|started| started.died.len() >= least)
+    }
+
+    /// Who is there has not died: these members count no longer.
+    pub fn acquit(&mut self, present: &HashSet<u16>) {
+        self.started.retain(|_, started| {
+            let before = started.died.len();
+            started.died.retain(|name| !present.contains(name));
+            self.dirty |= started.died.len() != before;
+            started.running || !started.died.is_empty()
+        });
+    }
+
+    /// Whoever lives was given the time to come back.
+    pub fn judge(&mut self) {
+        self.judged = true;
     }
 
     /// A part that resolves with the next confirmed commit, whatever it covers: starts are always in it.

@@ -3,6 +3,8 @@
 
 mod assignment;
 
+mod presence;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -84,6 +86,7 @@ pub struct Poll {
 /// A partition's queue, and whether the broker was told to send nothing.
 struct Seat {
     id: u64,
+    since: Instant,
     queue: PartitionQueue<Context>,
     full_since: Option<Instant>,
     paused: bool,
@@ -160,8 +163,11 @@ impl Poll {
         self.shared.wake.here();
         let context = Context::new(self.login.token_command.clone());
         let wake = self.shared.wake.clone();
+        let owner = (uuid::Uuid::now_v7().as_u128() as u32).max(1);
+        let mut config = self.config.clone();
+        config.set("client.id", presence::client_id(self.config.get("client.id"), owner));
         let mut consumer: BaseConsumer<Context> =
-            self.config.create_with_context(context).map_err(|error| Error::Refused(format!("kafka: {error}")))?;
+            config.create_with_context(context).map_err(|error| Error::Refused(format!("kafka: {error}")))?;
         consumer.set_nonempty_callback(move || wake.wake());
         let consumer = Rc::new(consumer);
         let mut topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
@@ -186,7 +192,7 @@ impl Poll {
             connected: false,
             metadata_limit: memo::LIMIT,
             next_id: 1,
-            owner: (uuid::Uuid::now_v7().as_u128() as u32).max(1),
+            owner,
             batch: Batch::new(READ),
         };
         running.work();
@@ -201,6 +207,7 @@ impl Running {
             let served = self.serve();
             self.take_changes();
             self.assign();
+            self.judge();
             self.finish_drains();
             let read = self.read();
             self.reread();

@@ -1,5 +1,6 @@
 //! Tests of partitions over the death of their owners: what one commits is all that the next one knows.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +73,7 @@ fn next_owner(id: u64, snapshot: &Snapshot, log: i64, ordered: bool) -> Partitio
     let mut partition = partition(id, snapshot.offset, memo, ordered);
     read(&mut partition, snapshot.offset..log);
     open(&mut partition);
+    partition.judge();
     partition
 }
 
@@ -254,6 +256,36 @@ fn who_gets_its_own_back_after_its_session_was_lost_has_not_crashed() {
         read(&mut owner, 0..4);
         open(&mut owner);
     }
+}
+
+#[test]
+fn nobody_is_condemned_for_whom_is_back_nor_before_it_was_asked() {
+    let (mut owner, mut committed) = (partition(1, 0, None, false), None);
+    for next in 2..6 {
+        read(&mut owner, 0..1);
+        open(&mut owner);
+        hand(&mut owner, 1);
+        owner.start(0);
+        let last = commit(&mut owner);
+        owner = partition(next, last.offset, Memo::read(&last.metadata, last.offset), false);
+        committed = Some(last);
+    }
+    read(&mut owner, 0..1);
+    open(&mut owner);
+    // The first takeover knew of no start, or it is one of these.
+    assert!(owner.accuses(true), "{committed:?}");
+    assert!(hand(&mut owner, 1).is_empty(), "three count as dead, and may be back yet");
+    let back = HashSet::from([memo::short_name(2), memo::short_name(3)]);
+    owner.acquit(&back);
+    owner.judge();
+    let delivery = hand(&mut owner, 1).remove(0);
+    assert_eq!((delivery.suspect, delivery.condemned), (true, false), "two of four are left");
+    // Those that are left count in the memo of whoever comes next, too.
+    let last = commit(&mut owner);
+    let mut next = partition(9, last.offset, Memo::read(&last.metadata, last.offset), false);
+    assert!(next.accuses(false) && !next.accuses(true));
+    next.acquit(&[1, 4, 5].map(memo::short_name).into());
+    assert!(!next.accuses(false));
 }
 
 #[test]

@@ -39,8 +39,7 @@ impl Partition {
         let stored = self.waiting.iter().filter(|(_, (_, _, stored))| !stored).map(|(offset, _)| *offset).collect();
         // Who leaves in good order leaves nothing behind that could be taken for a crash.
         let started =
-            self.started.values().map(|s| Started { running: s.running && !last, ..*s }).filter(|s| s.offset >= offset);
-        let started = started.collect();
+            self.started.range(offset..).map(|(_, s)| Started { running: s.running && !last, ..s.clone() }).collect();
         let clean = last;
         let guarded_to = if self.guarded_to > offset { self.guarded_to } else { 0 };
         let memo = Memo { owner: self.owner, clean, guarded_to, finished, waiting, started };

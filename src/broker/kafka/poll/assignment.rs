@@ -1,6 +1,7 @@
 //! Where partitions begin that were assigned, and where they go on when their log has moved from under them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaResult;
@@ -70,7 +71,10 @@ impl Running {
                 limit: self.metadata_limit,
             }));
             assigned.push((topic.clone(), number, offset));
-            self.queues.insert((topic, number), Seat { id, queue, full_since: None, paused: false, sought: None });
+            self.queues.insert(
+                (topic, number),
+                Seat { id, since: Instant::now(), queue, full_since: None, paused: false, sought: None },
+            );
         }
         self.pending.clear();
         tracing::debug!(group = self.setup.work, partitions = ?assigned, "partitions are taken");
@@ -82,6 +86,10 @@ impl Running {
         }
         if let Err(error) = self.consumer.resume(&list) {
             tracing::warn!(%error, "a partition cannot be resumed");
+        }
+        if partitions.iter().any(|partition| partition.accuses(false)) {
+            let present = self.present().unwrap_or_default();
+            partitions.iter_mut().for_each(|partition| partition.acquit(&present));
         }
         let mut state = self.setup.shared.state.lock();
         for partition in partitions {

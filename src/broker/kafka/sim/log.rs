@@ -1,6 +1,6 @@
 //! The broker: logs, and what is committed of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::broker::Lane;
@@ -35,8 +35,8 @@ pub struct Entry {
     pub base: u32,
     /// When each attempt is due.
     pub due: BTreeMap<u32, Timestamp>,
-    /// How often a worker may have died over it.
-    pub deaths: u32,
+    /// Workers that may have died over it.
+    pub died: BTreeSet<usize>,
     /// What replaced it.
     pub letters: u32,
     /// Likewise.
@@ -82,7 +82,7 @@ impl Log {
             attempts,
             base: attempt,
             due,
-            deaths: 0,
+            died: BTreeSet::new(),
             letters: 0,
             copies: 0,
         };

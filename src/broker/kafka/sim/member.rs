@@ -2,7 +2,7 @@
 
 mod trouble;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -17,7 +17,7 @@ use super::log::Log;
 use super::{MAX_CRASHES, Shape, World, namespace, queue};
 use crate::broker::kafka::batch::Batch;
 use crate::broker::kafka::load::{Choice, Ended, Load};
-use crate::broker::kafka::memo::Memo;
+use crate::broker::kafka::memo::{Memo, short_name};
 use crate::broker::kafka::names;
 use crate::broker::kafka::native::{Arrived, Wake};
 use crate::broker::kafka::partition::{Partition, Phase, Setup, Snapshot};
@@ -29,6 +29,8 @@ use crate::broker::{Channel, Credit, Delivery, Disposition, Lane, Settled, Settl
 use crate::message::{Attempt, Binding, Failure, JobName, Place, Reason, record};
 use crate::time::{Clock, Stopped, Timestamp};
 
+/// Whoever was cut off for less is back before a job is condemned.
+const SESSION: i64 = 3_000;
 /// Beyond its grace, so long may what has ended take to be stored.
 const STORE: i64 = 10_000;
 
@@ -88,6 +90,8 @@ pub struct Member {
     choice: Choice,
     /// By place of the log: the partition's id, and what is read next.
     seats: BTreeMap<usize, (u64, i64)>,
+    /// When each partition was taken.
+    taken: BTreeMap<u64, i64>,
     drains: Vec<Drain>,
     next_id: u64,
     /// The group's, as it knows it.
@@ -130,6 +134,7 @@ impl Member {
             settler,
             choice: Choice::default(),
             seats: BTreeMap::new(),
+            taken: BTreeMap::new(),
             drains: Vec::new(),
             next_id: 1,
             generation,
@@ -143,7 +148,7 @@ impl Member {
     }
 
     /// Takes a partition, as `assign` of the poll thread does.
-    fn take(&mut self, place: usize, log: &Log, shape: Shape) {
+    fn take(&mut self, place: usize, log: &Log, shape: Shape, present: &HashSet<u16>, now: i64) {
         let (committed, memo) = (log.last().0, Memo::read(&log.last().1, log.last().0));
         let at = Arc::new(Place {
             position: format!("kafka:{}", log.name()),
@@ -158,8 +163,11 @@ impl Member {
         self.next_id += 1;
         let (Shape { ordered, limit, .. }, owner) = (shape, self.number as u32);
         let setup = Setup { id, topic, number, first, again, committed, memo, owner, ordered, max_crashes, limit };
-        self.shared.state.lock().add(Partition::new(setup));
+        let mut partition = Partition::new(setup);
+        partition.acquit(present);
+        self.shared.state.lock().add(partition);
         self.seats.insert(place, (id, committed));
+        self.taken.insert(id, now);
     }
 
     /// Its partition is gone: what runs of it is nobody's.
@@ -190,6 +198,7 @@ impl Member {
 impl World {
     /// The coordinator gives what nobody has to whom it is meant for.
     pub fn assign(&mut self, choices: &mut Choices) {
+        let (now, present) = (self.now(), self.present());
         for place in 0..self.logs.len() {
             let wanted = self.logs[place].wanted % self.members.len();
             let member = &mut self.members[wanted];
@@ -197,8 +206,31 @@ impl World {
                 continue;
             }
             self.logs[place].owner = Some(member.number);
-            member.take(place, &self.logs[place], self.shape);
+            member.take(place, &self.logs[place], self.shape, &present, now);
             choices.tell(|| format!("worker {} gets {}", member.number, self.logs[place].name()));
+        }
+    }
+
+    /// Who is a member of the group now.
+    fn present(&self) -> HashSet<u16> {
+        self.members.iter().filter(|member| !member.expelled).map(|member| short_name(member.number as u32)).collect()
+    }
+
+    /// Whoever lives had the time to come back, as `judge` of the poll thread has it: jobs may be condemned.
+    fn judge(&mut self, at: usize) {
+        let (now, present, member) = (self.now(), self.present(), &self.members[at]);
+        let mut state = member.shared.state.lock();
+        for (place, (id, _)) in &member.seats {
+            let Some(partition) = state.partitions.get_mut(id).filter(|_| member.taken[id] + SESSION <= now) else {
+                continue;
+            };
+            if partition.accuses(true) {
+                partition.acquit(&present);
+                partition.judge();
+                for entry in self.logs[*place].entries.values_mut() {
+                    entry.died.retain(|number| !present.contains(&short_name(*number as u32)));
+                }
+            }
         }
     }
 
@@ -302,6 +334,7 @@ impl World {
         if self.members[at].frozen {
             return Ok(());
         }
+        self.judge(at);
         let suspect = !self.members[at].runs.iter().any(|run| match &run.stage {
             Stage::Marking(delivery, _) | Stage::Running(delivery) => delivery.suspect,
             Stage::Settling(..) => false,
@@ -346,8 +379,8 @@ impl World {
         if attempt > entry.base && !forgetful && has_room && log.waits(offset) < Some(attempt) {
             return Err(("unstored", format!("{what}: that attempt is nowhere")));
         }
-        if delivery.condemned && entry.deaths < MAX_CRASHES {
-            return Err(("condemned", format!("{what}: {} workers died over it", entry.deaths)));
+        if delivery.condemned && entry.died.len() < MAX_CRASHES as usize {
+            return Err(("condemned", format!("{what}: {} workers died over it", entry.died.len())));
         }
         // Whoever lost the partition does not count; this worker itself always does.
         let (place_of, beside) = (|run: &Run| run.live && run.at.0 == place, |run: &Run| !run.orphan);

@@ -23,7 +23,7 @@ impl World {
         }
         for run in dead.runs.iter().filter(|run| run.live && run.orphan) {
             let entry = self.logs[run.at.0].entries.get_mut(&run.at.1).expect("it was handed out");
-            entry.deaths += 1;
+            entry.died.insert(number);
         }
         dead.die();
         self.rebalanced();
@@ -94,7 +94,7 @@ impl World {
 pub(super) fn gone(log: &mut Log, place: usize, member: &mut Member, lives: bool) {
     for run in member.runs.iter_mut().filter(|run| run.at.0 == place) {
         if run.live && !run.orphan {
-            log.entries.get_mut(&run.at.1).expect("it was handed out").deaths += 1;
+            log.entries.get_mut(&run.at.1).expect("it was handed out").died.insert(member.number);
         }
         run.orphan |= lives;
     }
