@@ -37,6 +37,7 @@ pub struct Bench<S: Subject> {
     queues: Vec<Queue>,
     workers: AtomicU32,
     shared: Option<Arc<dyn Broker>>,
+    lease: Duration,
 }
 
 impl<S: Subject> Bench<S> {
@@ -48,7 +49,14 @@ impl<S: Subject> Bench<S> {
             queues: Vec::new(),
             workers: AtomicU32::new(0),
             shared: None,
+            lease: S::LEASE,
         })
+    }
+
+    /// From now on leases last so much longer, and a wait for one is no slow machine. How long that is.
+    pub fn longer_lease(&mut self) -> Duration {
+        self.lease = S::LEASE * 15;
+        self.lease
     }
 
     /// A queue on these topics.
@@ -87,7 +95,7 @@ impl<S: Subject> Bench<S> {
             namespace_set: true,
             role: Role::Worker,
             timeout: Duration::from_secs(10),
-            lease: S::LEASE,
+            lease: self.lease,
             grace: Duration::from_secs(5),
             queues: self.queues.clone(),
             worker: format!("w{number}").into(),
@@ -112,6 +120,8 @@ impl<S: Subject> Bench<S> {
             return site;
         }
         site.close().await;
+        // Whoever knew has left.
+        tokio::time::sleep(S::FORGETS).await;
         self.subject.restart();
         self.connect().await
     }

@@ -22,6 +22,10 @@ pub trait Subject: Sized + Send + 'static {
     /// clients reads them; values of one name keep theirs.
     const ORDERED_HEADERS: bool = true;
 
+    /// What happened so shortly before its server is killed may be forgotten; a worker that was there knows better, one
+    /// that has come since cannot. NATS writes down what consumers were given and acknowledged up to 100 ms later.
+    const FORGETS: Duration = Duration::ZERO;
+
     /// Whether a worker that joins is given partitions, which move away from others.
     const MOVES: bool = false;
 
@@ -208,6 +212,7 @@ pub struct Nats {
 impl Subject for Nats {
     const NAME: &'static str = "nats";
     const LEASE: Duration = Duration::from_secs(2);
+    const FORGETS: Duration = Duration::from_millis(300);
     const ORDERED_HEADERS: bool = false;
 
     fn fresh() -> Option<Self> {
@@ -283,6 +288,7 @@ macro_rules! nats_lines {
         impl Subject for $line {
             const NAME: &'static str = $name;
             const LEASE: Duration = Nats::LEASE;
+            const FORGETS: Duration = Nats::FORGETS;
             const ORDERED_HEADERS: bool = false;
             const ORDERED_KEYS: bool = $orders;
 
