@@ -1,7 +1,7 @@
 //! Stories of what goes wrong around a worker: its clock is set, its disk is full, its connection is cut, its handlers
 //! are rude.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::chaos::{clean, seed, site};
 #[cfg(feature = "sqlite")]
@@ -47,13 +47,17 @@ fn rude<S: Subject>() {
     let lasting = lease::<S>() * 5 / 4;
     // Two queues hear each: more than there are threads in all workers.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    site.publish_rude(threads * site.workers() / 2 + 1, lasting);
-    site.advance(threads, Duration::from_secs(60));
-    for index in 0..site.workers() {
-        let admin = site.worker(index).admin();
-        let answer = http::get(admin, "/health").map(|(status, _)| status);
-        assert_eq!(answer, Some(200), "the admin port has a thread of its own");
-    }
+    // A busy machine may be slow once; whoever waits for a handler is so each time.
+    let answered = (0..5).any(|_| {
+        site.publish_rude(threads * site.workers() / 2 + 1, lasting);
+        site.advance(threads, Duration::from_secs(60));
+        (0..site.workers()).all(|index| {
+            let (asked, admin) = (Instant::now(), site.worker(index).admin());
+            let answer = http::get(admin, "/health").map(|(status, _)| status);
+            answer == Some(200) && asked.elapsed() < lasting / 2
+        })
+    });
+    assert!(answered, "the admin port has a thread of its own");
     site.publish(30, 10);
     let verdict = site.verdict(Duration::from_secs(180));
     clean(&verdict);
