@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rdkafka::TopicPartitionList;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, ConsumerGroupMetadata};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
 use rdkafka_sys as sys;
 
@@ -409,66 +409,6 @@ pub fn set_credentials<C: ClientContext>(client: &Client<C>, user: &str, passwor
         let said = CStr::from_ptr(sys::rd_kafka_error_string(error)).to_string_lossy().into_owned();
         sys::rd_kafka_error_destroy(error);
         Err(said)
-    }
-}
-
-/// Client ids of a group's members, as its coordinator knows them.
-pub fn client_ids<C: ClientContext>(client: &Client<C>, group: &str, within: Duration) -> KafkaResult<Vec<String>> {
-    let group = CString::new(group).map_err(|_| KafkaError::AdminOp(RDKafkaErrorCode::InvalidGroupId))?;
-    let mut said = [0; 256];
-    // SAFETY: the client lives. Options, queue and event are made here, used by this thread alone and given back once,
-    // after their last use; what the result points to belongs to the event, and its strings are copied before. The name
-    // lives until the call returns, which copies it. The request ends by its own time, so that an event always comes.
-    unsafe {
-        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
-        let options = sys::rd_kafka_AdminOptions_new(client.native_ptr(), operation);
-        let millis = within.as_millis() as i32;
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, millis, said.as_mut_ptr(), said.len());
-        let queue = sys::rd_kafka_queue_new(client.native_ptr());
-        let mut groups = [group.as_ptr()];
-        sys::rd_kafka_DescribeConsumerGroups(client.native_ptr(), groups.as_mut_ptr(), 1, options, queue);
-        let event = sys::rd_kafka_queue_poll(queue, millis + 1_000);
-        let members = members(event);
-        sys::rd_kafka_event_destroy(event);
-        sys::rd_kafka_queue_destroy(queue);
-        sys::rd_kafka_AdminOptions_destroy(options);
-        members
-    }
-}
-
-/// What an event says of one group's members.
-///
-/// # Safety
-///
-/// `event` is null or an event that lives for the length of the call.
-unsafe fn members(event: *mut sys::rd_kafka_event_t) -> KafkaResult<Vec<String>> {
-    let failed = |error: sys::rd_kafka_resp_err_t| Err(KafkaError::AdminOp(error.into()));
-    // SAFETY: every pointer that is followed was checked, and points into the event. An error of null has no code.
-    unsafe {
-        let result = sys::rd_kafka_event_DescribeConsumerGroups_result(event);
-        if result.is_null() {
-            return Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut));
-        }
-        let error = sys::rd_kafka_event_error(event);
-        if error != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return failed(error);
-        }
-        let mut count = 0;
-        let groups = sys::rd_kafka_DescribeConsumerGroups_result_groups(result, &mut count);
-        if groups.is_null() || count == 0 {
-            return Ok(Vec::new());
-        }
-        let group = *groups;
-        let error = sys::rd_kafka_ConsumerGroupDescription_error(group);
-        if !error.is_null() {
-            return failed(sys::rd_kafka_error_code(error));
-        }
-        let members = 0..sys::rd_kafka_ConsumerGroupDescription_member_count(group);
-        let ids = members.map(|index| {
-            let member = sys::rd_kafka_ConsumerGroupDescription_member(group, index);
-            CStr::from_ptr(sys::rd_kafka_MemberDescription_client_id(member)).to_string_lossy().into_owned()
-        });
-        Ok(ids.collect())
     }
 }
 

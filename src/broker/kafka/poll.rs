@@ -130,6 +130,8 @@ struct Running {
     next_id: u64,
     /// Who we are to those who come after us.
     owner: u32,
+    /// When it was last asked who is a member, before a job is condemned.
+    asked: Instant,
     batch: Batch,
     renewal: Renewal,
 }
@@ -193,6 +195,7 @@ impl Poll {
             metadata_limit: memo::LIMIT,
             next_id: 1,
             owner,
+            asked: Instant::now(),
             batch: Batch::new(READ),
         };
         running.work();

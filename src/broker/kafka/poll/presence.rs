@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::Consumer;
 
 use super::super::memo::short_name;
-use super::super::native;
 use super::{ASK, Running};
 
 /// Of a member whose session is the broker's business (KIP-848): the broker's default.
 const SESSION: Duration = Duration::from_secs(45);
+/// For so many sessions it is asked in vain: a broker of the cluster may be away for long, and jobs wait for the answer.
+const IN_VAIN: u32 = 4;
 
 /// Of the member that writes `owner` into what it commits.
 pub(super) fn client_id(configured: Option<&str>, owner: u32) -> String {
@@ -30,8 +31,13 @@ impl Running {
     /// The owners that are members of the group now; `None`: it cannot be said.
     pub(super) fn present(&self) -> Option<HashSet<u16>> {
         let group = self.setup.config.get("group.id").unwrap_or_default();
-        match native::client_ids(self.consumer.client(), group, ASK) {
-            Ok(ids) => Some(ids.iter().filter_map(|id| owner(id)).collect()),
+        // Not by the request of the newer admin interface, which ends the process where the coordinator goes away while
+        // it is asked (librdkafka 2.12: an assertion on `eonce->refcnt`).
+        match self.consumer.fetch_group_list(Some(group), ASK) {
+            Ok(list) => {
+                let members = list.groups().iter().flat_map(|group| group.members());
+                Some(members.filter_map(|member| owner(member.client_id())).collect())
+            }
             Err(error) => {
                 tracing::warn!(%error, group, "the members of the group cannot be read yet");
                 None
@@ -43,26 +49,29 @@ impl Running {
     pub(super) fn judge(&mut self) {
         let session = self.setup.config.get("session.timeout.ms").and_then(|millis| millis.parse().ok());
         let session = session.map_or(SESSION, Duration::from_millis);
-        let old = |since: Instant| since.elapsed() >= session;
-        let due: Vec<u64> = {
+        if self.asked.elapsed() < session {
+            return;
+        }
+        let due: Vec<(u64, Instant)> = {
             let state = self.setup.shared.state.lock();
             let accuses = |id: &u64| state.partitions.get(id).is_some_and(|partition| partition.accuses(true));
-            self.queues.values().filter(|seat| old(seat.since)).map(|seat| seat.id).filter(accuses).collect()
+            let old = self.queues.values().filter(|seat| seat.since.elapsed() >= session && accuses(&seat.id));
+            old.map(|seat| (seat.id, seat.since)).collect()
         };
         if due.is_empty() {
             return;
         }
-        let Some(present) = self.present() else {
-            // Again a session later.
-            self.queues.values_mut().filter(|seat| due.contains(&seat.id)).for_each(|seat| seat.since = Instant::now());
-            return;
-        };
+        self.asked = Instant::now();
+        let present = self.present();
         let mut state = self.setup.shared.state.lock();
-        for id in due {
-            if let Some(partition) = state.partitions.get_mut(&id) {
-                partition.acquit(&present);
-                partition.judge();
+        for (id, since) in due {
+            let Some(partition) = state.partitions.get_mut(&id) else { continue };
+            match &present {
+                Some(present) => partition.acquit(present),
+                None if since.elapsed() < session * IN_VAIN => continue,
+                None => {}
             }
+            partition.judge();
         }
         drop(state);
         self.setup.shared.arrived.notify_one();
