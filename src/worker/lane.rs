@@ -342,7 +342,8 @@ struct Speaks<'a>(&'a Queue);
 
 impl<'a> Speaks<'a> {
     fn for_queue(queue: &'a Queue) -> Option<Self> {
-        (!queue.full.swap(true, Ordering::AcqRel)).then_some(Self(queue))
+        // Not made where another has it: dropping it would take it from that one.
+        (!queue.full.swap(true, Ordering::AcqRel)).then(|| Self(queue))
     }
 }
 
