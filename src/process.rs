@@ -20,52 +20,81 @@ pub(crate) fn raise_file_limit() {
     }
 }
 
-/// Unmaps, a second from now, the code that has run so far: reading a configuration and making connections is most of
-/// what an idle worker would have in memory. What is needed again is mapped again, from the page cache, 64 KiB at a time.
+/// Unmaps, a second from now, the code and constants that were used so far: reading a configuration and making
+/// connections is most of what an idle worker would have in memory. What is needed again is mapped again, from the page
+/// cache, 64 KiB at a time.
 #[cfg(target_os = "linux")]
 pub(crate) async fn forget_start() {
     tokio::time::sleep(STARTED).await;
-    // A debugger's breakpoints are written into the code.
-    let traced = |status: String| !status.lines().any(|line| line == "TracerPid:\t0");
-    if std::fs::read_to_string("/proc/self/status").map_or(true, traced) {
-        return;
-    }
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for (start, end) in maps.lines().filter_map(code) {
-        // SAFETY: a private mapping of a file that may be executed and not written holds what the file holds: code is
-        // not relocated. Its pages come back as they were.
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    for (start, end) in unchanged(&maps) {
+        // SAFETY: a mapping of a file that nobody may write to and that has no page of its own holds what the file
+        // holds. Its pages come back as they were.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
     }
 }
 
-/// First and last address of a mapping of code from a file, of a line of `/proc/self/maps` (proc_pid_maps(5)).
+/// First and last address of each mapping that is its file's content and nothing else, of the text of
+/// `/proc/self/smaps` (proc_pid_smaps(5)). What was relocated, or has a debugger's breakpoint in it, is none.
 #[cfg(target_os = "linux")]
-fn code(line: &str) -> Option<(usize, usize)> {
-    let mut fields = line.split_ascii_whitespace();
-    let (range, permissions, file) = (fields.next()?, fields.next()?, fields.nth(3)?);
-    if permissions != "r-xp" || !file.starts_with('/') {
-        return None;
+fn unchanged(maps: &str) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut mapping = None;
+    let mut own = None;
+    for line in maps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let (name, value) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        match name {
+            "Anonymous:" => own = value.parse().ok(),
+            "Swap:" => {
+                let swapped: Option<u64> = value.parse().ok();
+                let pages: Option<u64> = own.take().zip(swapped).map(|(own, swapped): (u64, u64)| own + swapped);
+                found.extend(mapping.take().filter(|_| pages == Some(0)));
+            }
+            _ if name.ends_with(':') => {}
+            range => {
+                let file = fields.nth(3).is_some_and(|file| file.starts_with('/'));
+                let range = range.split_once('-').filter(|_| file && matches!(value, "r-xp" | "r--p"));
+                let address = |text| usize::from_str_radix(text, 16).ok();
+                (mapping, own) = (range.and_then(|(start, end)| address(start).zip(address(end))), None);
+            }
+        }
     }
-    let (start, end) = range.split_once('-')?;
-    Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+    found
 }
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use super::code;
+    use super::unchanged;
+
+    fn mapping(line: &str, anonymous: u64, swap: u64) -> String {
+        format!("{line}\nSize: 8 kB\nRss: 8 kB\nAnonymous: {anonymous} kB\nSwap: {swap} kB\nVmFlags: rd mr mw me\n")
+    }
 
     #[test]
-    fn only_code_of_files_is_forgotten() {
-        let text = "555d03fa3000-555d05372000 r-xp 00656000 fe:00 9980177                    /usr/bin/windlass";
-        assert_eq!(code(text), Some((0x555d_03fa_3000, 0x555d_0537_2000)));
-        for other in [
-            "555d05372000-555d05495000 r--p 01a24000 fe:00 9980177                    /usr/bin/windlass",
-            "555d05495000-555d054a2000 rwxp 01b46000 fe:00 9980177                    /usr/bin/windlass",
-            "7ffc0b5c9000-7ffc0b5cb000 r-xp 00000000 00:00 0                          [vdso]",
-            "7f0000000000-7f0000001000 r-xp 00000000 00:00 0",
-            "",
-        ] {
-            assert_eq!(code(other), None, "{other}");
-        }
+    fn only_what_the_file_still_holds_is_forgotten() {
+        const FILE: &str = "fe:00 9980177                    /usr/bin/windlass";
+        let text = [
+            mapping(&format!("555d0394d000-555d03fa3000 r--p 00000000 {FILE}"), 0, 0),
+            mapping(&format!("555d03fa3000-555d05372000 r-xp 00656000 {FILE}"), 0, 0),
+            mapping(&format!("555d06000000-555d06001000 r-xp 00656000 {FILE}"), 4, 0),
+            mapping(&format!("555d06001000-555d06002000 r--p 01a24000 {FILE}"), 0, 4),
+            mapping(&format!("555d06002000-555d06003000 rw-p 01b46000 {FILE}"), 0, 0),
+            mapping(&format!("555d06003000-555d06004000 rwxp 01b46000 {FILE}"), 0, 0),
+            mapping("7ffc0b5c9000-7ffc0b5cb000 r-xp 00000000 00:00 0                          [vdso]", 0, 0),
+            mapping("7f0000000000-7f0000001000 r--p 00000000 00:00 0", 0, 0),
+            "7f0000001000-7f0000002000 r--p 00000000 fe:00 1 /lib/cut\nAnonymous: 0 kB\n".to_owned(),
+        ];
+        let found = [(0x555d_0394_d000, 0x555d_03fa_3000), (0x555d_03fa_3000, 0x555d_0537_2000)];
+        assert_eq!(unchanged(&text.concat()), found);
+        assert_eq!(unchanged(""), []);
+    }
+
+    #[test]
+    fn this_program_has_such_mappings() {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("Linux");
+        let found = unchanged(&maps);
+        let code = only_what_the_file_still_holds_is_forgotten as fn() as usize;
+        assert!(found.iter().any(|&(start, end)| (start..end).contains(&code)), "{found:x?}");
     }
 }
