@@ -144,6 +144,18 @@ impl Builder {
         self.0.capacity() - self.0.len()
     }
 
+    /// Makes room for so many bytes; where there is none, in one allocation with some of what is filled next.
+    pub fn reserve(&mut self, bytes: usize) {
+        if self.room() < bytes {
+            self.0.reserve(bytes.max(SHARED));
+        }
+    }
+
+    /// Bytes that a header takes.
+    pub fn size_of(name: &str, value: &[u8]) -> usize {
+        PREFIX + name.len() + value.len()
+    }
+
     /// Begins its buffer anew where nobody refers to what was filled of it, and it has room for so many bytes.
     pub fn reclaim(&mut self, bytes: usize) -> bool {
         self.0.try_reclaim(bytes)
@@ -184,6 +196,8 @@ impl Builder {
 }
 
 const PREFIX: usize = 6;
+/// An allocation that several share: as little as keeps it cheap, since each of them keeps all of it.
+const SHARED: usize = 4_096;
 
 fn split_first(rest: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (prefix, tail) = rest.split_first_chunk::<PREFIX>()?;

@@ -39,6 +39,10 @@ pub fn headers_in(map: Option<&HeaderMap>, builder: &mut Builder) -> Headers {
     let mut names: smallvec::SmallVec<[(&str, &Vec<HeaderValue>); 12]> =
         map.iter().map(|(name, values)| (name.as_ref(), values)).collect();
     names.sort_unstable_by_key(|(name, _)| *name);
+    let sizes = names
+        .iter()
+        .flat_map(|(name, values)| values.iter().map(|value| Builder::size_of(name, value.as_str().as_bytes())));
+    builder.reserve(sizes.sum());
     for (name, values) in names {
         for value in values {
             builder.push(name, value.as_str().as_bytes());
