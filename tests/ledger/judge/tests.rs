@@ -320,6 +320,16 @@ fn a_job_is_condemned_for_its_crashes_only() {
 }
 
 #[test]
+fn what_cannot_be_read_may_have_crashed_in_any_death() {
+    let unread = |kills: u32| {
+        let killed = |tale: Tale, pid| tale.fault(Kind::Killed, Some(pid), 10 + u64::from(pid), 10 + u64::from(pid));
+        (0..kills).fold(tale(Ends::Dead("malformed"), 0), killed).letter("crashed", 0, b"body")
+    };
+    unread(3).breaks(&[]);
+    unread(2).breaks(&[Rule::Ending]);
+}
+
+#[test]
 fn a_dead_letter_is_one_and_whole() {
     let refused = || tale(Ends::Dead("permanent"), 1).run(1, 7, 1, 0, Some((5, What::Refused)));
     refused().letter("permanent", 1, b"body").letter("permanent", 1, b"body").breaks(&[Rule::LetterTwice]);
