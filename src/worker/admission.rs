@@ -46,9 +46,11 @@ impl Admission {
     }
 
     /// Takes up to `want` slots for `queue`. With fewer than that, it is remembered as hungry, unless its source had no
-    /// more to give: queues that wait for work do not make room for each other.
+    /// more to give: queues that wait for work do not make room for each other, and take one slot only where another
+    /// could use the rest.
     pub fn take(&mut self, queue: usize, want: usize) -> usize {
-        let got = self.available(queue).min(want);
+        let waits = self.queues[queue].sated && self.wanted_by_others(queue);
+        let got = self.available(queue).min(if waits { 1 } else { want });
         let share = &mut self.queues[queue];
         share.used += got;
         share.hungry = got < want && share.used < share.limit && !share.sated;
@@ -66,6 +68,11 @@ impl Admission {
     pub fn sated(&mut self, queue: usize) {
         let share = &mut self.queues[queue];
         (share.hungry, share.sated) = (false, true);
+    }
+
+    /// The queue waits for something else than slots.
+    pub fn not_hungry(&mut self, queue: usize) {
+        self.queues[queue].hungry = false;
     }
 
     /// The queue got as much work as it asked for: there may be more.
@@ -184,6 +191,34 @@ mod tests {
         }
         admission.give(0, 1);
         assert_eq!(admission.take(0, 1), 1, "each has its half");
+    }
+
+    #[test]
+    fn a_queue_that_waits_for_work_leaves_the_slots_to_one_that_has_it() {
+        let mut admission = Admission::new(slots(10), 1, &[(slots(10), 1), (slots(10), 1)]);
+        assert_eq!(admission.take(1, 10), 9, "nobody else wants them");
+        admission.sated(1);
+        assert_eq!(admission.take(0, 10), 1);
+        assert!(admission.wanted_by_others(1));
+        admission.give(1, 9);
+        assert_eq!(admission.take(1, 10), 1, "it waits with one");
+        assert_eq!(admission.take(0, 10), 8, "the other has the rest");
+        admission.filled(1);
+        assert_eq!(admission.take(1, 10), 0);
+        admission.give(0, 5);
+        assert_eq!(admission.take(1, 10), 4, "its work has come: it has its share again");
+    }
+
+    #[test]
+    fn a_queue_that_cannot_work_is_owed_nothing() {
+        let mut admission = Admission::new(slots(10), 1, &[(slots(10), 1), (slots(10), 1)]);
+        assert_eq!(admission.take(0, 10), 9);
+        assert_eq!(admission.take(1, 10), 1);
+        assert!(admission.wanted_by_others(0));
+        admission.not_hungry(1);
+        assert!(!admission.wanted_by_others(0));
+        admission.give(0, 5);
+        assert_eq!(admission.take(0, 5), 5);
     }
 
     #[test]

@@ -288,14 +288,13 @@ impl Queue {
         self.pool.give(self.index, 1);
     }
 
-    /// How much may be asked for now; takes the slots for it. `None`, with the reason: nothing.
+    /// How much may be asked for now; takes the slots for it. An error, with the reason: nothing.
     pub fn credit(&self) -> Result<Credit, Why> {
-        if let Some(why) = self.paused() {
-            return Err(why);
-        }
         let room = self.settler.unconfirmed_limit().saturating_sub(self.unconfirmed.load(Ordering::Acquire));
-        if room == 0 {
-            return Err(Why::Full);
+        let other = self.paused().or_else(|| (room == 0).then_some(Why::Full));
+        if let Some(why) = other {
+            self.pool.admission(|admission| admission.not_hungry(self.index));
+            return Err(why);
         }
         let mut hand = self.hand.lock();
         if hand.slots < hand.ready.len() {
@@ -303,7 +302,12 @@ impl Queue {
         }
         let (jobs, bytes, limit) = self.pool.admission(|admission| {
             let bytes = admission.bytes_left();
-            let jobs = if bytes == 0 { 0 } else { admission.take(self.index, room) };
+            let jobs = if bytes > 0 {
+                admission.take(self.index, room)
+            } else {
+                admission.not_hungry(self.index);
+                0
+            };
             (jobs, bytes, admission.limit(self.index))
         });
         if bytes == 0 {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::broker::{
-    self, Broker, Delivery, Destination, Letter, LetterQuery, Options, Overtaken, Publication, Role, Settled,
-    Settlement, Settler, Start, Trouble,
+    self, Broker, Credit, Delivery, Destination, Letter, LetterQuery, Options, Overtaken, Publication, Role, Settled,
+    Settlement, Settler, Source, Start, Trouble,
 };
 use crate::client::Client;
 use crate::handler::{Context, Error, Registry, Shared};
@@ -36,6 +36,8 @@ struct Setup {
     ordered: bool,
     bytes: usize,
     trouble: Troubled,
+    /// How often the last queue's source was asked for more.
+    asked: Arc<AtomicUsize>,
 }
 
 /// What a broker says that memory never does.
@@ -77,6 +79,20 @@ impl Settler for Settling {
     }
 }
 
+/// A source that counts how often it is asked.
+struct Counting(Box<dyn Source>, Arc<AtomicUsize>);
+
+impl Source for Counting {
+    fn receive(&mut self, credit: Credit) -> BoxFuture<'_, Result<Vec<Delivery>, broker::Error>> {
+        self.1.fetch_add(1, SeqCst);
+        self.0.receive(credit)
+    }
+
+    fn stop(&mut self) -> BoxFuture<'_, ()> {
+        self.0.stop()
+    }
+}
+
 impl Setup {
     fn new(registry: Registry) -> Self {
         let attempts = NonZeroU32::new(3).expect("not 0");
@@ -89,6 +105,7 @@ impl Setup {
             ordered: false,
             bytes: 1 << 20,
             trouble: Troubled::default(),
+            asked: Arc::default(),
         }
     }
 
@@ -113,7 +130,8 @@ impl Setup {
         let broker = broker::connect("memory://", options).await.expect("memory");
         let shutdown = Shutdown::default();
         let mut queues = Vec::new();
-        for spec in specs {
+        let last = specs.len() - 1;
+        for (place, spec) in specs.into_iter().enumerate() {
             let route = |name: &String| {
                 let entry = self.registry.get(name).expect("registered");
                 let name = JobName::new(name).expect("valid");
@@ -130,6 +148,9 @@ impl Setup {
             let routes = names.iter().filter(|name| self.registry.get(name).is_some()).map(route).collect();
             let mut opened = broker.open(&spec).await.expect("memory");
             opened.settler = Arc::new(Settling(opened.settler, Mutex::new(self.trouble.clone())));
+            if place == last {
+                opened.source = Box::new(Counting(opened.source, self.asked.clone()));
+            }
             queues.push(QueueConfig {
                 weight: 1,
                 unroutable_after: Duration::from_secs(10),
@@ -415,6 +436,30 @@ async fn slots_bound_what_runs_and_are_all_used() {
     assert_eq!(rig.worker.counts().0, 400);
     let took = began.elapsed();
     assert!(took < Duration::from_millis(400 / 10 * 50 * 13 / 10), "took {took:?}");
+    rig.leave().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_without_work_leaves_slots_to_one_that_has_it_and_is_still() {
+    let registry = Registry::new().job("job", async |_: serde_json::Value| {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        Ok(())
+    });
+    let setup = Setup { queues: vec![("busy", 8), ("idle", 8)], slots: 8, ..Setup::new(registry) };
+    let asked = setup.asked.clone();
+    let rig = setup.start().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for job in 0..20 {
+        let queue = QueueName::new("busy").expect("valid");
+        let destination = Destination::Queue { queue, job: None, not_before: None };
+        rig.send(destination, Message { body: Some(format!("{job}").into()), ..Message::default() }).await;
+    }
+    rig.until("all slots but one to be used", async |rig| rig.worker.running().len() == 7).await;
+    let before = asked.load(SeqCst);
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let times = asked.load(SeqCst) - before;
+    assert!(times <= 4, "a queue that has nothing was asked {times} times");
+    rig.until_empty().await;
     rig.leave().await;
 }
 
