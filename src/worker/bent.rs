@@ -8,7 +8,7 @@ use super::pool::Queue;
 use super::retry::Facts;
 use super::route::Route;
 use super::settle;
-use crate::broker::{Delivery, Disposition};
+use crate::broker::{Delivery, Disposition, Lost};
 use crate::handler::Context;
 use crate::message::Reason;
 use crate::seeded::bug;
@@ -115,9 +115,7 @@ pub async fn run(
     disposition: Disposition,
 ) {
     let (lane, bytes) = (delivery.lane(), delivery.message.size());
-    let mut subjects = settle::Subjects::new(queue, 1);
-    subjects.push(&delivery, cx.event_id());
-    settle::one(queue, delivery.settle(disposition), subjects, bytes).await;
+    settle::one(queue, delivery.settle(disposition), cx.event_id(), bytes).await;
     let attempt = match pending {
         Some(pending) => Ok(pending),
         None if bug("success-without-run") => {
@@ -127,7 +125,7 @@ pub async fn run(
         None => Attempt::new(route, cx.clone()).and_then(Attempt::poll_once),
     };
     if let Ok(attempt) = attempt {
-        execute::drive(queue, route, attempt, &cx, tokio_util::sync::CancellationToken::new()).await;
+        execute::drive(queue, route, attempt, &cx, tokio::time::Instant::now(), Lost::new).await;
     }
     queue.lane_done(lane);
     queue.pool.give(queue.index, 1);

@@ -67,24 +67,48 @@ impl Drop for Attempt {
     }
 }
 
-/// Drives an attempt that pended, or one that is to be a task from the start, to its outcome.
-pub async fn drive(queue: &Queue, route: &Route, attempt: Attempt, cx: &Context, lost: Lost) -> Outcome {
+/// Drives an attempt that pended, or one that is to be a task from the start, to its outcome. `lost`: asked for what tells
+/// that its lease is lost, once it has pended.
+pub async fn drive(
+    queue: &Queue,
+    route: &Route,
+    attempt: Attempt,
+    cx: &Context,
+    start: Instant,
+    lost: impl Fn() -> Lost,
+) -> Outcome {
     match route.threading {
-        Threading::Async => drive_async(queue, route, attempt, cx, lost).await,
+        Threading::Async => drive_async(queue, route, attempt, cx, start, lost).await,
         // Apart, since it is the larger one: the other is what ten thousand waiting jobs hold.
-        Threading::Blocking => Box::pin(drive_blocking(queue, route, attempt, cx, lost)).await,
+        Threading::Blocking => {
+            let _entry = queue.running.enter(cx.clone(), start);
+            Box::pin(drive_blocking(queue, route, attempt, cx, lost())).await
+        }
     }
 }
 
-async fn drive_async(queue: &Queue, route: &Route, mut attempt: Attempt, cx: &Context, lost: Lost) -> Outcome {
+async fn drive_async(
+    queue: &Queue,
+    route: &Route,
+    mut attempt: Attempt,
+    cx: &Context,
+    start: Instant,
+    lost: impl Fn() -> Lost,
+) -> Outcome {
+    // Nothing of what follows begins before the attempt has pended: one that ends at once is known to nobody else.
+    let interrupted = async {
+        let _entry = queue.running.enter(cx.clone(), start);
+        queue.pool.shutdown.work.cancelled().await;
+    };
+    tokio::pin!(interrupted);
     let mut told = false;
     let ended = loop {
         // A finished handler first: what it did counts, whatever else happened in the same instant.
         tokio::select! {
             biased;
             outcome = &mut attempt => return outcome,
-            () = queue.pool.shutdown.work.cancelled() => break Outcome::Interrupted,
-            () = lost.cancelled(), if !told => {
+            () = &mut interrupted => break Outcome::Interrupted,
+            () = async { lost().cancelled().await }, if !told => {
                 say_lost(cx);
                 // Under key order somebody else may run the key's next job. Otherwise it is told and runs on: a late
                 // success may still end the job.

@@ -486,7 +486,6 @@ fn run(
             if pending.is_none() && !delivery.suspect && queue.is_stale(start.elapsed()) {
                 return queue.give_back(delivery);
             }
-            let _entry = queue.running.enter(cx.clone(), start);
             let attempt = match pending {
                 Some(pending) => Ok(pending),
                 None if route.threading == Threading::Blocking => Attempt::new(&route, cx.clone()),
@@ -498,7 +497,7 @@ fn run(
                 }
             };
             match attempt {
-                Ok(attempt) => execute::drive(&queue, &route, attempt, &cx, delivery.lost()).await,
+                Ok(attempt) => execute::drive(&queue, &route, attempt, &cx, start, || delivery.lost()).await,
                 Err(outcome) => outcome,
             }
         };
@@ -541,10 +540,8 @@ fn finish(
     let bytes = delivery.message.size();
     queue.lane_done(delivery.lane());
     queue.pool.give(queue.index, if seeded::bug("slot-not-returned") { 0 } else { 1 });
-    let mut subjects = Subjects::new(queue, 1);
-    subjects.push(&delivery, event_id);
     let settlement = conclude(queue, route, delivery, outcome, event_id, took, queue.pool.clock.now());
-    settle::one(queue, settlement, subjects, bytes)
+    settle::one(queue, settlement, event_id, bytes)
 }
 
 /// Decide: from what happened to what is to be done.

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::admission::{Admission, floors};
 use super::route::Routes;
 use super::running::Registry;
+use super::settle::Pile;
 use crate::broker::{self, Credit, Delivery, Lane, Settler, Source, Trouble};
 use crate::message::QueueName;
 use crate::shutdown::Shutdown;
@@ -126,6 +127,8 @@ pub struct Queue {
     pub meter: Arc<QueueMeter>,
     /// What runs long enough to be asked about.
     pub running: Registry,
+    /// Acknowledgements that wait for each other.
+    pub pile: Pile,
     /// Shared by all queues.
     pub pool: Arc<Pool>,
     hand: Mutex<Hand>,
@@ -202,6 +205,7 @@ impl Queue {
             settler: opened.1,
             meter,
             running: Registry::default(),
+            pile: Pile::default(),
             pool,
             hand: Mutex::default(),
             unconfirmed: AtomicUsize::new(0),

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::pool::Queue;
@@ -38,6 +39,7 @@ struct Handed {
 }
 
 impl Handed {
+    /// They are counted as unconfirmed already.
     fn new(queue: &Queue, settlements: Vec<Settlement>, subjects: Subjects, bytes: usize) -> Self {
         let count = settlements.len();
         let kinds = if settlements.iter().all(|settlement| settlement.disposition == Disposition::Ack) {
@@ -46,7 +48,6 @@ impl Handed {
             Kinds::Mixed(settlements.iter().map(|settlement| kind(queue, settlement)).collect())
         };
         let began = Instant::now();
-        queue.settling(count);
         Self { answer: queue.settler.settle(settlements), kinds, subjects, bytes, began }
     }
 
@@ -66,6 +67,7 @@ impl Handed {
 /// Settles what ended at its first poll. Most adapters take it at once; what is not confirmed at once is awaited by
 /// a task.
 pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, subjects: Subjects, bytes: usize) {
+    queue.settling(settlements.len());
     let mut handed = Handed::new(queue, settlements, subjects, bytes);
     match (&mut handed.answer).now_or_never() {
         Some(results) => handed.account(queue, &results),
@@ -73,14 +75,70 @@ pub fn batch(queue: &Arc<Queue>, settlements: Vec<Settlement>, subjects: Subject
     }
 }
 
-/// Settles one delivery; resolves when it is confirmed or cannot be any more.
+/// What succeeded in tasks of its own and is to be acknowledged together: an acknowledgement alone costs an adapter as much
+/// as many at once.
+#[derive(Default)]
+pub struct Pile(Mutex<Option<Piled>>);
+
+struct Piled {
+    settlements: Vec<Settlement>,
+    subjects: Subjects,
+    bytes: usize,
+}
+
+/// As many are acknowledged together at the most.
+const PILE: usize = 64;
+
+impl Pile {
+    /// Adds an acknowledgement; whether nobody sees to the pile yet.
+    fn add(&self, queue: &Queue, settlement: Settlement, event_id: &str, bytes: usize) -> bool {
+        let mut pile = self.0.lock();
+        let is_first = pile.is_none();
+        let piled =
+            pile.get_or_insert_with(|| Piled { settlements: Vec::new(), subjects: Subjects::new(queue, 1), bytes: 0 });
+        piled.subjects.push(&settlement.delivery, event_id);
+        piled.settlements.push(settlement);
+        piled.bytes += bytes;
+        is_first || piled.settlements.len() == PILE
+    }
+
+    fn take(&self, queue: &Queue) -> Option<Handed> {
+        let Piled { settlements, subjects, bytes } = self.0.lock().take()?;
+        Some(Handed::new(queue, settlements, subjects, bytes))
+    }
+}
+
+/// Settles one delivery; resolves when it is confirmed or cannot be any more, or when another one's task sees to it. An
+/// acknowledgement waits for those of the tasks that run next.
 pub fn one(
     queue: &Arc<Queue>,
     settlement: Settlement,
-    subjects: Subjects,
+    event_id: &str,
     bytes: usize,
 ) -> impl Future<Output = ()> + Send + use<> {
-    Handed::new(queue, vec![settlement], subjects, bytes).answered(queue.clone())
+    queue.settling(1);
+    let (mut handed, mut waits) = (None, false);
+    if settlement.disposition == Disposition::Ack {
+        waits = queue.pile.add(queue, settlement, event_id, bytes);
+    } else {
+        let mut subjects = Subjects::new(queue, 1);
+        subjects.push(&settlement.delivery, event_id);
+        handed = Some(Handed::new(queue, vec![settlement], subjects, bytes));
+    }
+    settle(queue.clone(), handed, waits)
+}
+
+#[expect(clippy::manual_async_fn, reason = "what an async fn takes by value lies in its future twice")]
+fn settle(queue: Arc<Queue>, handed: Option<Handed>, waits: bool) -> impl Future<Output = ()> + Send {
+    async move {
+        if waits {
+            tokio::task::yield_now().await;
+        }
+        // A pile that is full is another's first, too: whoever comes later finds what has been added since.
+        if let Some(handed) = handed.or_else(|| waits.then(|| queue.pile.take(&queue)).flatten()) {
+            handed.answered(queue).await;
+        }
+    }
 }
 
 /// What settlements were about, in their order, for the lines that say which of them were not stored. It is copied into
