@@ -88,23 +88,41 @@ struct Piled {
 
 /// As many are acknowledged together at the most.
 const PILE: usize = 64;
+/// So many have room from the start.
+const FEW: usize = 8;
+
+/// What whoever adds to a pile has to see to.
+enum Duty {
+    /// Nothing: somebody else does.
+    Nothing,
+    /// The pile, when its task's turn comes again.
+    Later,
+    /// This one, which is full.
+    Now(Piled),
+}
 
 impl Pile {
-    /// Adds an acknowledgement; whether nobody sees to the pile yet.
-    fn add(&self, queue: &Queue, settlement: Settlement, event_id: &str, bytes: usize) -> bool {
+    fn add(&self, queue: &Queue, settlement: Settlement, event_id: &str, bytes: usize) -> Duty {
         let mut pile = self.0.lock();
         let is_first = pile.is_none();
-        let piled =
-            pile.get_or_insert_with(|| Piled { settlements: Vec::new(), subjects: Subjects::new(queue, 1), bytes: 0 });
+        let piled = pile.get_or_insert_with(|| Piled {
+            settlements: Vec::with_capacity(FEW),
+            subjects: Subjects::new(queue, FEW),
+            bytes: 0,
+        });
         piled.subjects.push(&settlement.delivery, event_id);
         piled.settlements.push(settlement);
         piled.bytes += bytes;
-        is_first || piled.settlements.len() == PILE
+        if piled.settlements.len() == PILE {
+            return pile.take().map_or(Duty::Nothing, Duty::Now);
+        }
+        if is_first { Duty::Later } else { Duty::Nothing }
     }
+}
 
-    fn take(&self, queue: &Queue) -> Option<Handed> {
-        let Piled { settlements, subjects, bytes } = self.0.lock().take()?;
-        Some(Handed::new(queue, settlements, subjects, bytes))
+impl Piled {
+    fn hand(self, queue: &Queue) -> Handed {
+        Handed::new(queue, self.settlements, self.subjects, self.bytes)
     }
 }
 
@@ -119,7 +137,11 @@ pub fn one(
     queue.settling(1);
     let (mut handed, mut waits) = (None, false);
     if settlement.disposition == Disposition::Ack {
-        waits = queue.pile.add(queue, settlement, event_id, bytes);
+        match queue.pile.add(queue, settlement, event_id, bytes) {
+            Duty::Nothing => {}
+            Duty::Later => waits = true,
+            Duty::Now(piled) => handed = Some(piled.hand(queue)),
+        }
     } else {
         let mut subjects = Subjects::new(queue, 1);
         subjects.push(&settlement.delivery, event_id);
@@ -129,13 +151,15 @@ pub fn one(
 }
 
 #[expect(clippy::manual_async_fn, reason = "what an async fn takes by value lies in its future twice")]
-fn settle(queue: Arc<Queue>, handed: Option<Handed>, waits: bool) -> impl Future<Output = ()> + Send {
+fn settle(queue: Arc<Queue>, mut handed: Option<Handed>, waits: bool) -> impl Future<Output = ()> + Send {
     async move {
         if waits {
             tokio::task::yield_now().await;
+            // It was full meanwhile, or is what was added since: then whoever waits for that finds nothing.
+            let piled = queue.pile.0.lock().take();
+            handed = piled.map(|piled| piled.hand(&queue));
         }
-        // A pile that is full is another's first, too: whoever comes later finds what has been added since.
-        if let Some(handed) = handed.or_else(|| waits.then(|| queue.pile.take(&queue)).flatten()) {
+        if let Some(handed) = handed {
             handed.answered(queue).await;
         }
     }
