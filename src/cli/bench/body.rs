@@ -50,8 +50,11 @@ impl Body {
 
     /// What a raw loop reads of a body that [`write`] wrote.
     pub fn peek(text: &[u8]) -> Option<Self> {
-        let number =
-            |from: usize, digits: usize| std::str::from_utf8(text.get(from..from + digits)?).ok()?.parse().ok();
+        // Cheaper than parsing, which would be a fourth of what Kafka's loop costs. No number has 20 digits.
+        let number = |from: usize, digits: usize| {
+            let mut digits = text.get(from..from + digits)?.iter();
+            digits.try_fold(0, |sum, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+        };
         Some(Self { n: number(5, 10)?, sent: number(23, 19)? })
     }
 }
