@@ -113,7 +113,7 @@ impl Node {
     fn ready(&mut self) {
         let port = self.port;
         let process = self.process.as_mut().expect("it was started");
-        process.until("says that it has started", Duration::from_secs(60), |process| {
+        process.until("says that it has started", PATIENCE, |process| {
             // Since this start, not an earlier one: the output is one file.
             process
                 .stdout()
@@ -121,7 +121,7 @@ impl Node {
                 .next()
                 .is_some_and(|text| text.contains("Kafka Server started"))
         });
-        wait::until("the broker answers", Duration::from_secs(60), || answers(port));
+        wait::until("the broker answers", PATIENCE, || answers(port));
     }
 
     /// Starts it again on its port and its folder, and waits until it answers.
@@ -190,6 +190,9 @@ fn answers(port: u16) -> bool {
     };
     ask().is_ok()
 }
+
+/// How long a start may take, on a machine that does much else.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const LOGGING: &str = "status=error\nappenders=out\nappender.out.type=Console\nappender.out.name=out\n\
     appender.out.layout.type=PatternLayout\nappender.out.layout.pattern=[%d] %p %m (%c)%n\n\
