@@ -1,9 +1,11 @@
 //! A real Kafka broker (KRaft, no ZooKeeper) from its Java archives: one node, or three.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::process::{self, Process};
@@ -50,11 +52,6 @@ impl Kafka {
         let controllers: Vec<u16> = (0..nodes).map(|_| port::free()).collect();
         let voters = controllers.iter().enumerate().map(|(index, port)| format!("{}@127.0.0.1:{port}", index + 1));
         let voters = voters.collect::<Vec<_>>().join(",");
-        let cluster = {
-            let mut command = java(&libs);
-            command.args(["kafka.tools.StorageTool", "random-uuid"]);
-            process::output(command).lines().last().unwrap_or_default().trim().to_owned()
-        };
         let copies = nodes.min(3);
         let mut started = Vec::new();
         for (index, controller) in controllers.iter().enumerate() {
@@ -78,10 +75,8 @@ impl Kafka {
             );
             std::fs::write(home.join("server.properties"), text).expect("a temporary file");
             std::fs::write(home.join("log4j2.properties"), LOGGING).expect("a temporary file");
-            let mut command = java(&libs);
-            command.args(["kafka.tools.StorageTool", "format", "-t", &cluster, "-c"]);
-            command.arg(home.join("server.properties")).args(format);
-            process::output(command);
+            Formatted::by(&libs, &home.join("server.properties"), &home.join("data"), format)
+                .lay(&home.join("data"), id);
             started.push(Node { id, port, dir: home, libs: libs.clone(), process: None });
         }
         let mut kafka = Self { nodes: started, _dir: dir };
@@ -168,13 +163,62 @@ impl Node {
     }
 }
 
-/// Java with the archives, in little memory and quick to start.
-pub fn java(libs: &std::path::Path) -> Command {
+/// Java with the archives, in little memory and quick to start: where `scripts/test` has left an archive of the classes
+/// that a broker loads, with that. One of another Java is not taken.
+pub fn java(libs: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("WINDLASS_TEST_JAVA").unwrap_or_else(|| "java".into()));
-    command.args(["-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
-    command.arg(libs.join("*"));
+    command.args(["-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    if let Some(classes) = libs.parent().map(|home| home.join("classes.jsa")).filter(|classes| classes.exists()) {
+        command.arg(format!("-XX:SharedArchiveFile={}", classes.display())).arg("-Xlog:disable");
+    }
+    command.arg("-cp").arg(libs.join("*"));
     command
 }
+
+/// What formatting leaves in a broker's folder. It takes a Java of its own, and is the same for all but two lines, so that
+/// a process does it once for the same arguments.
+#[derive(Clone)]
+struct Formatted {
+    properties: String,
+    checkpoint: Vec<u8>,
+}
+
+impl Formatted {
+    fn by(libs: &Path, config: &Path, data: &Path, arguments: &[&str]) -> Self {
+        static KNOWN: Mutex<BTreeMap<Vec<String>, Formatted>> = Mutex::new(BTreeMap::new());
+        let key: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let formatted = known.entry(key).or_insert_with(|| {
+            let mut command = java(libs);
+            command.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c"]).arg(config).args(arguments);
+            process::output(command);
+            let read = |name| std::fs::read(data.join(name)).expect("formatting has written it");
+            let properties = String::from_utf8(read(PROPERTIES)).expect("properties are text");
+            let formatted = Self { properties, checkpoint: read(CHECKPOINT) };
+            std::fs::remove_dir_all(data).expect("what formatting made");
+            formatted
+        });
+        formatted.clone()
+    }
+
+    fn lay(&self, data: &Path, id: usize) {
+        let own = |line: &str| match line.split_once('=') {
+            Some(("node.id", _)) => format!("node.id={id}\n"),
+            // 16 bytes, of which brokers of one cluster have different ones; not all of the last character counts.
+            Some(("directory.id", _)) => format!("directory.id=windlass{id:02}WINDLASS0000\n"),
+            _ => format!("{line}\n"),
+        };
+        std::fs::create_dir(data).expect("a temporary folder");
+        let properties: String = self.properties.lines().map(own).collect();
+        std::fs::write(data.join(PROPERTIES), properties).expect("a temporary file");
+        std::fs::write(data.join(CHECKPOINT), &self.checkpoint).expect("a temporary file");
+    }
+}
+
+/// The id of every cluster, 16 bytes: none knows of another.
+const CLUSTER: &str = "windlass-WINDLASS-0000";
+const PROPERTIES: &str = "meta.properties";
+const CHECKPOINT: &str = "bootstrap.checkpoint";
 
 /// Whether somebody answers an ApiVersions request (version 0, no client id), which needs no login.
 fn answers(port: u16) -> bool {
