@@ -69,8 +69,8 @@ impl<S: Subject> Site<S> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let rules = Rules {
             lease: lease::<S>(),
-            // Where partitions come and go, no job outlives it.
-            grace: if S::LEASE < Duration::from_secs(5) { Duration::from_millis(300) } else { Duration::from_secs(1) },
+            // Where partitions come and go, no job outlives it, nor one that a busy machine lets wait.
+            grace: if S::LEASE < Duration::from_secs(5) { Duration::from_millis(300) } else { Duration::from_secs(3) },
             unconfirmed: S::UNCONFIRMED,
             one_lock: S::NAME == "sqlite",
             forgets: S::NAME != "sqlite",
