@@ -37,6 +37,8 @@ struct Run {
     deadline: Option<Instant>,
     wants_result: AtomicBool,
     cancelled: OnceLock<CancellationToken>,
+    /// The handler has asked for the token.
+    watches: AtomicBool,
     shared: Arc<Shared>,
 }
 
@@ -54,6 +56,7 @@ impl Context {
             deadline,
             wants_result: AtomicBool::new(wants_result),
             cancelled: OnceLock::new(),
+            watches: AtomicBool::new(false),
             shared,
         }))
     }
@@ -121,14 +124,14 @@ impl Context {
 
     /// The token behind [`Context::cancelled`].
     pub fn cancellation(&self) -> CancellationToken {
+        self.0.watches.store(true, Ordering::Release);
         self.0.cancelled.get_or_init(CancellationToken::new).clone()
     }
 
     /// Cancels the attempt; whether the handler watches for it.
     pub(crate) fn cancel(&self) -> bool {
-        let watched = self.0.cancelled.get().is_some();
         self.0.cancelled.get_or_init(CancellationToken::new).cancel();
-        watched
+        self.0.watches.load(Ordering::Acquire)
     }
 
     /// A client for publishing and enqueueing.
@@ -171,5 +174,18 @@ impl Context {
             event_id = self.event_id(),
             attempt = self.attempt(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_handler_that_asked_for_the_token_watches() {
+        let cx = Context::test();
+        assert!(!cx.cancel() && !cx.cancel(), "to be told twice is not to watch");
+        assert!(cx.is_cancelled() && !cx.cancel(), "nor is to look");
+        assert!(cx.cancellation().is_cancelled() && cx.cancel());
     }
 }

@@ -436,7 +436,10 @@ async fn run_marked(queue: Arc<Queue>, delivery: Delivery) {
         let marked = queue.settler.mark(&[&delivery]).await == [true];
         // A process that was frozen past its lease meanwhile owns it no more, and one that was told to leave meanwhile
         // starts nothing.
-        marked && asked.elapsed() < queue.pool.lease && !shutdown.intake.is_cancelled()
+        marked
+            && asked.elapsed() < queue.pool.lease
+            && !shutdown.intake.is_cancelled()
+            && delivery.channel.leases.may_begin(delivery.token)
     };
     if may_run {
         let start = Instant::now();

@@ -311,8 +311,8 @@ impl Running {
                     let mut state = self.setup.shared.state.lock();
                     self.pending.retain(|pending| !partitions.contains(pending));
                     for (topic, number) in &partitions {
-                        if let Some(partition) = state.at(topic, *number) {
-                            partition.drain();
+                        if let Some(id) = state.at(topic, *number).map(|partition| partition.id) {
+                            state.drain(id);
                         }
                     }
                     state.trouble.get_or_insert(Trouble::Rebalance);

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::{Credit, Delivery, Error, Head, Lane, Leases, Lost, Overtaken, Token, Trouble};
 use super::batch::Part;
 use super::native::Wake;
-use super::partition::Partition;
+use super::partition::{Partition, Phase};
 use crate::message::Message;
 use crate::seeded;
 use crate::time::{Clock, Timestamp};
@@ -73,7 +73,7 @@ pub struct State {
     rotation: Vec<u64>,
     /// Runs that outlived their assignment: topic and partition, offset, the id they run under.
     ghosts: HashMap<(Arc<str>, i32), HashMap<i64, u64>>,
-    /// There may be some, for who asks without the lock.
+    /// There may be some, or partitions that are asked back: for who asks without the lock.
     outlived: Arc<AtomicBool>,
     /// Settled by a move, not yet taken by the mover.
     pub moves: Vec<Move>,
@@ -111,6 +111,15 @@ impl State {
         }
         self.rotation.push(partition.id);
         self.partitions.insert(partition.id, partition);
+    }
+
+    /// A partition is asked back: nothing more of it begins, not even what the engine has in hand. It would have less than
+    /// the grace to end.
+    pub fn drain(&mut self, id: u64) {
+        if let Some(partition) = self.partitions.get_mut(&id) {
+            partition.drain();
+            self.outlived.store(true, Ordering::Release);
+        }
     }
 
     /// Removes a partition that went away; what still runs of it may join when it comes back.
@@ -318,10 +327,11 @@ impl Leases for Lease {
         }
         let Some(shared) = self.shared.upgrade() else { return false };
         let mut state = shared.state.lock();
-        if state.ghosts.values().all(HashMap::is_empty) {
+        let drains = |partition: &Partition| partition.phase == Phase::Draining;
+        if state.ghosts.values().all(HashMap::is_empty) && !state.partitions.values().any(drains) {
             self.outlived.store(false, Ordering::Release);
         }
-        state.of(token).is_some()
+        state.of(token).is_some_and(|partition| !drains(partition))
     }
 
     fn lost(&self, token: Token) -> Lost {
@@ -394,6 +404,8 @@ mod tests {
         let shared = Arc::new(shared);
         let lease = Lease::of(&shared);
         assert!(lease.may_begin(waiting.token));
+        shared.state.lock().drain(0);
+        assert!(!lease.may_begin(waiting.token), "it is asked back: what begins now might outlive the grace");
         shared.state.lock().remove(0);
         assert!(!lease.may_begin(waiting.token), "it may run elsewhere by now");
         // The same worker gets the partition back, and reads the record again.

@@ -246,9 +246,7 @@ impl World {
         }
         choices.tell(|| format!("worker {} is asked to give {} back", member.number, self.logs[place].name()));
         let id = member.seats[&place].0;
-        if let Some(partition) = member.shared.state.lock().partitions.get_mut(&id) {
-            partition.drain();
-        }
+        member.shared.state.lock().drain(id);
         let deadline = now + self.shape.grace.as_millis() as i64;
         member.drains.push(Drain { logs: vec![place], deadline });
     }
