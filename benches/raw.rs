@@ -2,8 +2,9 @@
 //! clients, to see whether those are each client's honest best: nothing here is of Windlass.
 //!
 //! `BENCH_URL=nats://.. cargo bench --bench raw`, or `kafka://HOST:PORT`, or `sqlite:///path/of/a/folder`. 200-byte
-//! messages, `BENCH_MESSAGES` of them, `BENCH_ROUNDS` times each; shown are the rounds and their median. The rate is
-//! taken between a tenth and nine tenths of the messages, as there.
+//! messages, `BENCH_MESSAGES` of them, `BENCH_ROUNDS` times each. Printed is a JSON a line: which loop of the bench it is to
+//! be held against, the median of the rounds, lowest and highest. The rate is taken between a tenth and nine tenths of the
+//! messages, as there. `scripts/bench-all` runs it on each server that it measures.
 
 use std::time::Instant;
 
@@ -41,10 +42,11 @@ impl Middle {
     }
 }
 
-fn say(what: &str, mut rates: Vec<f64>) {
+fn say(beside: &str, what: &str, mut rates: Vec<f64>) {
     rates.sort_by(f64::total_cmp);
-    let shown: Vec<String> = rates.iter().map(|rate| format!("{rate:.0}")).collect();
-    println!("{what}: {:.0}/s ({})", rates[rates.len() / 2], shown.join(", "));
+    let (low, median, high) = (rates[0], rates[rates.len() / 2], rates[rates.len() - 1]);
+    let range = serde_json::json!([low.round(), high.round()]);
+    println!("{}", serde_json::json!({ "beside": beside, "name": what, "per_s": median.round(), "range": range }));
 }
 
 fn main() -> Result<(), Failure> {
@@ -82,12 +84,14 @@ mod nats {
         let two = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         two.block_on(fill(url, count))?;
         for (threads, runtime) in [("one thread", &one), ("two threads", &two)] {
-            for (what, batch, confirmed) in
-                [("plain", 256, false), ("plain", 1_000, false), ("confirmed, 256 in flight", 1_000, true)]
-            {
+            for (batch, confirmed) in [(256, false), (1_000, false), (1_000, true)] {
                 let measured: Result<Vec<f64>, Failure> =
                     (0..rounds).map(|_| turn(runtime, url, count, batch, confirmed)).collect();
-                say(&format!("async-nats stream(), {batch} a pull, {what}, {threads}"), measured?);
+                let (beside, how) = match confirmed {
+                    true => ("async-nats, confirmed one by one", "double_ack(), 256 in flight"),
+                    false => ("async-nats, plain acknowledgements", "ack()"),
+                };
+                say(beside, &format!("stream(), {batch} a pull, {how}, {threads}"), measured?);
             }
         }
         two.block_on(async {
@@ -165,7 +169,7 @@ mod kafka {
         let topic = NewTopic::new(TOPIC, 4, TopicReplication::Fixed(1));
         runtime.block_on(admin.create_topics([&topic], &AdminOptions::new()))?;
         fill(broker, count)?;
-        for (what, name) in [("BaseConsumer", "base"), ("StreamConsumer", "stream")] {
+        for (what, name) in [("BaseConsumer::iter()", "base"), ("StreamConsumer", "stream")] {
             let rates: Result<Vec<f64>, Failure> = (0..rounds)
                 .map(|round| {
                     let mut config = client(broker);
@@ -178,7 +182,7 @@ mod kafka {
                     if name == "base" { base(&config, count) } else { stream(&runtime, &config, count) }
                 })
                 .collect();
-            say(&format!("{what}, offsets stored"), rates?);
+            say("BaseConsumer, offsets stored", what, rates?);
         }
         runtime.block_on(admin.delete_topics(&[TOPIC], &AdminOptions::new()))?;
         Ok(())
@@ -258,7 +262,11 @@ mod sqlite {
         for (what, synchronous) in [("full", SqliteSynchronous::Full), ("normal", SqliteSynchronous::Normal)] {
             let rates: Result<Vec<f64>, Failure> =
                 (0..rounds).map(|_| turn(&runtime, folder, count, synchronous)).collect();
-            say(&format!("sqlx, 100 a transaction, synchronous {what}"), rates?);
+            say(
+                &format!("sqlx, 100 a transaction, synchronous {what}"),
+                "a pool of one connection, ids in ranges",
+                rates?,
+            );
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use windlass::time::Clock;
 use crate::support::kafka::Kafka;
 
 /// Whatever has to be elected or rebalanced before.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// A namespace on the shared broker.
 pub struct Desk {
