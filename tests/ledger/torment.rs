@@ -235,7 +235,7 @@ fn nats() {
 #[cfg(feature = "kafka")]
 #[test]
 fn kafka() {
-    if let Some(until) = asked("kafka", 3) {
+    if let Some(until) = asked("kafka", 0) {
         campaign::<subject::Kafka>(&until, subject::Kafka::fresh(), None);
     }
 }
